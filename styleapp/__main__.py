@@ -1,0 +1,5 @@
+"""``python -m styleapp``."""
+
+from styleapp.cli import main
+
+main()

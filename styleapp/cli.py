@@ -1,0 +1,455 @@
+"""The command line: verbs as words, results on stdout, progress on stderr.
+
+Exit codes: 0 all done, 1 an input failed, 2 usage. Heavy imports stand inside the verbs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import json
+import re
+import time
+import typing
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from styleapp import __version__
+from styleapp.errors import DeviceError, OptionError, StyleError
+from styleapp.options import DecoderOptions, Options
+
+app = typer.Typer(
+    name="styleapp",
+    help="Style transfer built on adaptive norms: a photo, a painting, a stylized photo.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+train_app = typer.Typer(help="Train networks.", no_args_is_help=True)
+weights_app = typer.Typer(help="The shipped weight files.", no_args_is_help=True)
+app.add_typer(train_app, name="train")
+app.add_typer(weights_app, name="weights")
+
+stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1. Only auto falls back.")]
+Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+MaxPixels = Annotated[float, typer.Option("--max-megapixels", help="Refuse larger photos and paintings.")]
+
+
+def main() -> None:
+    """The entry point ``styleapp``."""
+    app()
+
+
+def tell(error: StyleError) -> int:
+    """Print one line on stderr; the exit code that the error stands for."""
+    stderr.print(f"error: {error}", markup=False, style="red" if stderr.is_terminal else None)
+    return 2 if isinstance(error, (OptionError, DeviceError)) else 1
+
+
+@contextmanager
+def errors_told() -> Iterator[None]:
+    """End with the right exit code and without a traceback when a user's error is raised."""
+    try:
+        yield
+    except StyleError as error:
+        raise typer.Exit(tell(error)) from None
+    except KeyboardInterrupt:
+        stderr.print("stopped")
+        raise typer.Exit(130) from None
+
+
+def options_of(cls: type, **renamed: tuple[str, ...]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a verb one flag for each field of a dataclass, and the filled dataclass as its ``options``.
+
+    Help texts are the lines of the class's ``Attributes``; ``renamed`` sets flags that are not ``--field-name``.
+    """
+    described = dict(re.findall(r"^ {8}(\w+): (.+?)(?=\n {8}\w|\n\n|\n {4}\S|\Z)", cls.__doc__ or "", re.M | re.S))
+    types = typing.get_type_hints(cls)
+
+    def decorate(verb: Callable[..., None]) -> Callable[..., None]:
+        hints = typing.get_type_hints(verb, include_extras=True)
+        parameters = [
+            p.replace(annotation=hints[n]) for n, p in inspect.signature(verb).parameters.items() if n != "options"
+        ]
+        for field in dataclasses.fields(cls):
+            text = " ".join(described.get(field.name, "").split())
+            flag = typer.Option(*renamed.get(field.name, ()), help=text)
+            parameters.append(
+                inspect.Parameter(
+                    field.name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=field.default,
+                    annotation=Annotated[types[field.name], flag],
+                )
+            )
+
+        @functools.wraps(verb)
+        def wrapper(*args: Any, **kwargs: Any) -> None:
+            with errors_told():
+                chosen = {f.name: kwargs.pop(f.name) for f in dataclasses.fields(cls)}
+                verb(*args, options=cls(**chosen), **kwargs)
+
+        wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+        return wrapper
+
+    return decorate
+
+
+@contextmanager
+def progress_bar(text: str) -> Iterator[Callable[[int, int], None]]:
+    """Call with (done, total). A bar on a terminal, nothing elsewhere."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
+        task = bar.add_task(text, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def version_flag(given: bool) -> None:
+    """Print the version and end."""
+    if given:
+        typer.echo(f"styleapp {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[bool, typer.Option("--version", callback=version_flag, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """What all verbs share."""
+
+
+@app.command()
+@options_of(Options)
+def stylize(
+    content: Annotated[list[Path], typer.Argument(metavar="CONTENT...", help="One photo or several.")],
+    style: Annotated[
+        list[str], typer.Option("--style", "-s", help="A painting or the name of a built-in style; repeat to mix.")
+    ],
+    options: Options,
+    weights: Annotated[str, typer.Option(help="Weights of the styles, such as 0.7,0.3; equal if not given.")] = "",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="A file, or a folder for several photos. Default: here.")
+    ] = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    max_megapixels: MaxPixels = 200,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Stylize photos: styleapp stylize photo.jpg --style great-wave -o out.png"""
+    from styleapp.allocator import keep_freed_memory
+    from styleapp.images import check_output, save_picture, to_pil
+
+    shares = parse_weights(weights, len(style))
+    targets = [output_path(photo, style, out, several=len(content) > 1) for photo in content]
+    if len(set(targets)) < len(targets):
+        raise OptionError("two photos of the same name would be written to the same file; stylize them apart")
+    for target in targets:
+        check_output(target, overwrite)
+
+    from styleapp.pipeline import StyleTransfer
+
+    keep_freed_memory()
+    transfer = StyleTransfer(device, precision, max_pixels=round(max_megapixels * 1e6))
+    code = transfer.code(list(zip(style, shares, strict=True)), options.style_size)
+    failed = 0
+    for photo, target in zip(content, targets, strict=True):
+        try:
+            start = time.perf_counter()
+            picture = transfer.fit(photo, options)
+            read = time.perf_counter()
+            result = transfer.render(picture, code, options.alpha)
+            rendered = time.perf_counter()
+            save_picture(to_pil(result), target)
+        except StyleError as error:
+            failed = tell(error)
+            if as_json:
+                typer.echo(json.dumps({"input": str(photo), "error": str(error)}))
+            continue
+        height, width = result.size
+        seconds = {"read": read - start, "stylize": rendered - read, "write": time.perf_counter() - rendered}
+        if as_json:
+            record = {
+                "input": str(photo),
+                "output": str(target),
+                "width": width,
+                "height": height,
+                "styles": dict(zip(style, shares, strict=True)),
+                **dataclasses.asdict(options),
+                "device": str(transfer.device),
+                "precision": transfer.precision,
+                "seconds": {name: round(value, 4) for name, value in seconds.items()},
+            }
+            typer.echo(json.dumps(record))
+        else:
+            typer.echo(
+                f"{target}  {width}x{height}  {seconds['stylize']:.2f} s on {transfer.device} in {transfer.precision}"
+            )
+    if failed:
+        raise typer.Exit(failed)
+
+
+def parse_weights(text: str, count: int) -> list[float]:
+    """Numbers separated by commas, one for each style; equal ones for an empty text."""
+    if not text:
+        return [1 / count] * count
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise OptionError(f"--weights takes numbers separated by commas, such as 0.7,0.3, got {text!r}") from None
+    if len(numbers) != count:
+        raise OptionError(f"--weights has {len(numbers)} numbers for {count} styles")
+    from styleapp.controls import normalized
+
+    return normalized(numbers)
+
+
+def output_path(photo: Path, styles: list[str], out: Path | None, *, several: bool) -> Path:
+    """Where the stylized ``photo`` goes: ``out`` itself, or photo-style.suffix in the folder ``out``."""
+    if out is not None and not out.is_dir() and not several:
+        return out
+    if out is not None and not out.is_dir():
+        raise OptionError(f"-o {out}: must be a folder that exists, for several photos")
+    from styleapp.images import SUFFIXES
+
+    suffix = photo.suffix if photo.suffix.lower() in SUFFIXES and photo.suffix.lower() != ".gif" else ".png"
+    name = f"{photo.stem}-{'+'.join(Path(s).stem for s in styles)}{suffix}"
+    return (out or Path()) / name
+
+
+@app.command()
+def styles(as_json: Json = False) -> None:
+    """List the built-in styles."""
+    with errors_told():
+        from styleapp.weights import Weights
+
+        known = Weights().styles
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(s) for s in known], ensure_ascii=False))
+        return
+    table = Table("name", "artist", "title", "year", "museum", box=None, pad_edge=False)
+    for s in known:
+        table.add_row(s.name, s.artist, s.title, s.year, s.museum)
+    show(table)
+
+
+@app.command()
+def info(as_json: Json = False) -> None:
+    """Versions, devices, precisions, and where the weights were found."""
+    with errors_told():
+        import platform
+        from importlib.metadata import PackageNotFoundError, version
+
+        import torch
+
+        from styleapp.pipeline import find_precision
+        from styleapp.weights import weights_folder
+
+        def installed(package: str) -> str:
+            try:
+                return version(package)
+            except PackageNotFoundError:
+                return "not installed"
+
+        devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        facts = {
+            "styleapp": __version__,
+            "python": platform.python_version(),
+            **{name: installed(name) for name in ("torch", "torchvision", "pillow", "safetensors", "gradio")},
+            "devices": {name: find_precision("auto", torch.device(name)) for name in devices},
+            "threads": torch.get_num_threads(),
+            "weights": str(weights_folder()),
+        }
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in facts.items():
+        text = ", ".join(f"{k} ({v})" for k, v in value.items()) if isinstance(value, dict) else str(value)
+        table.add_row(name, text)
+    show(table)
+
+
+@weights_app.command("list")
+def weights_list(as_json: Json = False) -> None:
+    """What each weight file is and where it comes from."""
+    with errors_told():
+        from styleapp.weights import Weights
+
+        entries = Weights().entries.values()
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(e) for e in entries]))
+        return
+    table = Table("name", "file", "architecture", "config", "licence", "source", box=None, pad_edge=False)
+    for e in entries:
+        table.add_row(e.name, e.file, e.architecture, json.dumps(e.config), e.licence, e.source)
+    show(table)
+
+
+@weights_app.command("verify")
+def weights_verify(as_json: Json = False) -> None:
+    """Check every weight file against its checksum."""
+    with errors_told():
+        from styleapp.weights import Weights
+
+        result = Weights().verify()
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        for name, error in result.items():
+            typer.echo(f"{name}  {error or 'ok'}")
+    if any(result.values()):
+        raise typer.Exit(1)
+
+
+@train_app.command("adain")
+@options_of(DecoderOptions)
+def train_adain(
+    content: Annotated[Path, typer.Option(help="Folder of photographs.")],
+    style: Annotated[Path, typer.Option(help="Folder of paintings.")],
+    out: Annotated[Path, typer.Option(help="Where to write the decoder (.safetensors).")],
+    options: DecoderOptions,
+    init: Annotated[Path | None, typer.Option(help="A decoder to start from.")] = None,
+    minutes: Annotated[float, typer.Option(help="Stop after this long; the same command goes on.")] = float("inf"),
+    sample_minutes: Annotated[float, typer.Option(help="How often to draw a grid of samples.")] = 10.0,
+    device: Device = "auto",
+) -> None:
+    """Train a decoder for AdaIN. Given again, the command goes on from its checkpoint beside OUT."""
+    from styleapp.allocator import keep_freed_memory
+    from styleapp.pipeline import find_device
+    from styleapp.training.decoder import train_decoder
+    from styleapp.weights import Weights
+
+    keep_freed_memory()
+    with progress_bar("training") as advance:
+
+        def report(record: dict[str, Any]) -> None:
+            if "content" in record:
+                advance(record["step"], options.steps)
+                stderr.print(
+                    f"step {record['step']}  content {record['content']:.3f}  style {record['style']:.3f}  "
+                    f"identity {record['identity']:.5f}  {record['images_per_second']:.1f} images/s"
+                )
+            elif "skipped" in record:
+                stderr.print(f"skipped: {record['skipped']}", markup=False)
+
+        done = train_decoder(
+            Weights().encoder(),
+            content,
+            style,
+            out,
+            options,
+            device=find_device(device),
+            init=init,
+            minutes=minutes,
+            sample_minutes=sample_minutes,
+            report=report,
+        )
+    typer.echo(done)
+
+
+@app.command()
+def evaluate(
+    content: Annotated[Path, typer.Option(help="Folder of photographs.")],
+    style: Annotated[Path, typer.Option(help="Folder of paintings.")],
+    size: Annotated[int, typer.Option(help="Short side in pixels.")] = 512,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    as_json: Json = False,
+) -> None:
+    """Content and style loss over every pair, and the identity error, of the shipped network."""
+    with errors_told(), progress_bar("pairs") as advance:
+        from styleapp.allocator import keep_freed_memory
+        from styleapp.evaluate import evaluate as run
+        from styleapp.pipeline import StyleTransfer
+
+        keep_freed_memory()
+        rows = run(StyleTransfer(device, precision), content, style, size=size, progress=advance)
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(row) for row in rows]))
+        return
+    table = Table("", "content loss", "style loss", "identity PSNR", box=None, pad_edge=False)
+    for row in rows:
+        psnr = "" if row.identity_psnr is None else f"{row.identity_psnr:.2f} dB"
+        table.add_row(row.name, f"{row.content_loss:.3f}", f"{row.style_loss:.3f}", psnr)
+    show(table)
+
+
+@app.command()
+def bench(
+    size: Annotated[list[int], typer.Option(help="Square pictures of this side; repeat for several.")] = [512],  # noqa: B006
+    runs: Annotated[int, typer.Option(min=1, help="Timed runs of each.")] = 7,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    as_json: Json = False,
+) -> None:
+    """Time the network and the whole of stylizing on this machine."""
+    with errors_told():
+        from styleapp.allocator import keep_freed_memory
+        from styleapp.bench import bench as run
+        from styleapp.pipeline import StyleTransfer
+
+        keep_freed_memory()
+        result = run(StyleTransfer(device, precision), size, runs)
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    table = Table("what", "size", "median", "fastest", "slowest", box=None, pad_edge=False)
+    for t in result["timings"]:
+        cells = (f"{t[k]:.3f} s" for k in ("median", "fastest", "slowest"))
+        table.add_row(t["name"], str(t["size"]), *cells)
+    show(table)
+    m = result["machine"]
+    typer.echo(
+        f"{m['device']}, {m['threads']} threads, torch {m['torch']}, {result['precision']}, "
+        f"matrix product {result['matmul_tflops']:.2f} TFLOP/s"
+    )
+
+
+@app.command()
+def web(
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 opens the page to the network.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 7860,
+    max_upload: Annotated[str, typer.Option(help="Largest upload, such as 20mb.")] = "20mb",
+    max_megapixels: MaxPixels = 40,
+    device: Device = "auto",
+    precision: Precision = "auto",
+) -> None:
+    """Open the web page."""
+    with errors_told():
+        try:
+            from styleapp.web import launch
+        except ModuleNotFoundError as error:
+            raise OptionError(f"the web page needs {error.name}: pip install {error.name}") from None
+        from styleapp.allocator import keep_freed_memory
+        from styleapp.pipeline import StyleTransfer
+
+        keep_freed_memory()
+        transfer = StyleTransfer(device, precision, max_pixels=round(max_megapixels * 1e6))
+        launch(transfer, host=host, port=port, max_upload=max_upload)
+
+
+def show(table: Table) -> None:
+    """Print a table on stdout; as wide as it needs where nobody looks at it."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=500)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

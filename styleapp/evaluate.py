@@ -1,0 +1,96 @@
+"""Losses of the shipped network on pairs of photos and paintings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from styleapp.errors import ImageError
+from styleapp.images import SUFFIXES
+from styleapp.models import StyleCode, code_from_moments
+from styleapp.norms import moments
+from styleapp.pipeline import Options, StyleTransfer
+from styleapp.training.losses import content_loss, style_loss
+
+__all__ = ["Row", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Means over all pairs. ``identity_psnr`` in dB: the network at alpha = 0 against the photo, over the photos."""
+
+    name: str
+    content_loss: float
+    style_loss: float
+    identity_psnr: float | None
+
+
+@torch.inference_mode()
+def evaluate(
+    transfer: StyleTransfer,
+    content: Path,
+    style: Path,
+    *,
+    size: int = 512,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Row]:
+    """Every photo in ``content`` with every painting in ``style``, at a short side of ``size``.
+
+    Losses as in training, in the rescaled VGG: content is the MSE to the AdaIN target at relu4_1, style
+    the sum over relu1_1 to relu4_1 of the MSE of means and of standard deviations. The picture that is
+    judged is the 8-bit one that would be saved. The identity is that of the decoder alone,
+    D(E(photo)), without the photo's detail that a strength below 1 gives back.
+
+    Returns:
+        A row for the unchanged photo and one for the network.
+
+    Raises:
+        ImageError: if a folder has no image, or one of them cannot be read.
+    """
+    stylizer = transfer.stylizer
+
+    def load(file: Path) -> Tensor:
+        picture = transfer.fit(file, Options(size=size))
+        return picture.rgb.to(transfer.device, memory_format=torch.channels_last)
+
+    def codes(image: Tensor) -> tuple[Tensor, list[StyleCode]]:
+        features = stylizer.encoder.features(image)
+        return features[-1], [code_from_moments(moments(f)) for f in features]
+
+    photos, paintings = _images(content), _images(style)
+    wanted = [codes(load(file))[1] for file in paintings]
+    sums = torch.zeros(2, 2, dtype=torch.float64)
+    psnr = 0.0
+    for i, file in enumerate(photos):
+        photo = load(file)
+        features, own = codes(photo)
+        identity = _as_saved(stylizer.decode(features, photo))
+        psnr += -10 * float((identity - photo).square().mean().log10()) / len(photos)
+        for j, codes_of_style in enumerate(wanted):
+            target = stylizer.apply_code(features, codes_of_style[-1])
+            seen, found = codes(_as_saved(stylizer.decode(target, photo)))
+            for row, (f, c) in enumerate(((features, own), (seen, found))):
+                sums[row] += torch.stack([content_loss(f, target), style_loss(c, codes_of_style)])[:, 0].cpu()
+            progress(i * len(wanted) + j + 1, len(photos) * len(wanted))
+    means = (sums / (len(photos) * len(wanted))).tolist()
+    return [
+        Row("unchanged photo", means[0][0], means[0][1], None),
+        Row(f"AdaIN, {transfer.precision}", means[1][0], means[1][1], psnr),
+    ]
+
+
+def _as_saved(picture: Tensor) -> Tensor:
+    return picture.clamp(0, 1).mul(255).round().div(255).contiguous(memory_format=torch.channels_last)
+
+
+def _images(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise ImageError(f"{folder}: not a folder of images")
+    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES)
+    if not files:
+        raise ImageError(f"{folder}: has no image ({', '.join(SUFFIXES)})")
+    return files

@@ -1,0 +1,7 @@
+"""The networks: encoder, decoder, and the two joined by a norm."""
+
+from styleapp.models.decoder import Decoder
+from styleapp.models.stylizer import StyleCode, Stylizer, code_from_moments
+from styleapp.models.vgg import STYLE_LAYERS, Encoder
+
+__all__ = ["STYLE_LAYERS", "Decoder", "Encoder", "StyleCode", "Stylizer", "code_from_moments"]

@@ -1,0 +1,70 @@
+"""The decoder: relu4_1 back to an image."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from styleapp.models.layers import ReflectConv2d
+
+__all__ = ["Decoder", "decoder_channels"]
+
+
+def decoder_channels(in_channels: int = 512, width: float = 1.0) -> list[tuple[str, int, int]]:
+    """(name, input, output) channels of each convolution, and ("up", 0, 0) where the size doubles.
+
+    The mirror of the encoder (Huang and Belongie 2017, section 6). ``width`` scales what lies between
+    the ends: 1.0 is the paper's 256, 128 and 64 channels, 0.5 has half of each.
+    """
+    third, second, first = (max(1, round(width * c * in_channels / 512)) for c in (256, 128, 64))
+    return [
+        ("conv4_1", in_channels, third),
+        ("up", 0, 0),
+        ("conv3_4", third, third),
+        ("conv3_3", third, third),
+        ("conv3_2", third, third),
+        ("conv3_1", third, second),
+        ("up", 0, 0),
+        ("conv2_2", second, second),
+        ("conv2_1", second, first),
+        ("up", 0, 0),
+        ("conv1_2", first, first),
+        ("conv1_1", first, 3),
+    ]
+
+
+class Decoder(nn.Module):
+    """Mirror of the encoder: reflection-padded 3x3 convolutions, nearest upsampling, no norm.
+
+    Normalisation layers in the decoder make it worse, as they undo what AdaIN did (Huang and Belongie
+    2017, section 7.1); nearest upsampling before a convolution leaves no checkerboard (Odena 2016).
+
+    Args:
+        in_channels: channels of the encoder's last layer.
+        width: share of the paper's channels, see :func:`decoder_channels`.
+
+    Shape:
+        (N, in_channels, h, w) with h, w >= 2 to (N, 3, 8h, 8w): RGB, around [0,1] but not clamped.
+    """
+
+    def __init__(self, in_channels: int = 512, width: float = 1.0) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.width = width
+        self.names: list[str] = []
+        for name, channels, out in decoder_channels(in_channels, width):
+            self.names.append(name)
+            if name != "up":
+                self.add_module(name, ReflectConv2d(channels, out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features to a picture, in the dtype of the weights."""
+        x = x.to(next(self.parameters()).dtype)
+        for name in self.names:
+            if name == "up":
+                x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+            else:
+                x = self.get_submodule(name)(x)
+                if name != self.names[-1]:
+                    x = F.relu_(x)
+        return x

@@ -1,0 +1,128 @@
+"""Encoder, norm and decoder as one network, and the style code that goes through it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from styleapp.models.decoder import Decoder
+from styleapp.models.vgg import Encoder
+from styleapp.norms import EPS, Moments, moments, normalize
+
+__all__ = ["StyleCode", "Stylizer", "code_from_moments"]
+
+
+@dataclass(frozen=True)
+class StyleCode:
+    """What a style is to the network: (γ, β), to be put in the place of the content's own.
+
+    Attributes:
+        gamma, beta: float32, (N or 1, C, 1, 1), or (N or 1, C, H, W) for a code that varies over the image.
+    """
+
+    gamma: Tensor
+    beta: Tensor
+
+    @property
+    def num_channels(self) -> int:
+        """C."""
+        return self.gamma.shape[1]
+
+    def lerp(self, other: StyleCode, weight: float | Tensor) -> StyleCode:
+        """(1 - weight) · self + weight · other; exactly ``self`` at 0 and ``other`` at 1."""
+        if isinstance(weight, Tensor):
+            keep = 1 - weight
+            return StyleCode(self.gamma * keep + other.gamma * weight, self.beta * keep + other.beta * weight)
+        return StyleCode.mix([self, other], [1 - weight, weight])
+
+    def to(self, device: torch.device | str) -> StyleCode:
+        """The same code on another device."""
+        return StyleCode(self.gamma.to(device), self.beta.to(device))
+
+    @staticmethod
+    def mix(codes: Sequence[StyleCode], weights: Sequence[float]) -> StyleCode:
+        """Σ wᵢ · codeᵢ (Huang and Belongie 2017, eq. 15). Codes of weight 0 do not take part at all.
+
+        Raises:
+            ValueError: if lengths differ or every weight is 0.
+        """
+        if len(codes) != len(weights):
+            raise ValueError(f"{len(codes)} codes but {len(weights)} weights")
+        terms = [(code, w) for code, w in zip(codes, weights, strict=True) if w != 0]
+        if not terms:
+            raise ValueError("at least one weight must differ from 0")
+        if len(terms) == 1 and terms[0][1] == 1:
+            return terms[0][0]
+        gamma = torch.stack([w * code.gamma for code, w in terms]).sum(0)
+        beta = torch.stack([w * code.beta for code, w in terms]).sum(0)
+        return StyleCode(gamma, beta)
+
+
+def code_from_moments(m: Moments, eps: float = EPS) -> StyleCode:
+    """γ = sqrt(σ² + ε), β = μ: normalising with ``m`` and applying this code is the identity."""
+    return StyleCode(m.std(eps), m.mean)
+
+
+class Stylizer(nn.Module):
+    """photo → encoder → norm(code) → decoder → stylized photo (Huang and Belongie 2017, section 5).
+
+    Holds nothing that depends on a request. Images are RGB in [0,1], (N, 3, H, W), H and W >= 16.
+    """
+
+    def __init__(self, encoder: Encoder, decoder: Decoder, eps: float = EPS) -> None:
+        super().__init__()
+        if encoder.num_channels != decoder.in_channels:
+            raise ValueError(
+                f"the encoder gives {encoder.num_channels} channels, the decoder takes {decoder.in_channels}"
+            )
+        self.encoder = encoder
+        self.decoder = decoder
+        self.eps = eps
+
+    @property
+    def min_size(self) -> int:
+        """The shortest side that reflection padding can handle at the deepest layer."""
+        return int(2 * self.encoder.scale)
+
+    def measure(self, image: Tensor) -> StyleCode:
+        """The code of a painting: standard deviation and mean of its features (N, C, 1, 1)."""
+        return code_from_moments(moments(self.encoder(image)), self.eps)
+
+    def apply_code(
+        self, features: Tensor, code: StyleCode, alpha: float | Tensor = 1.0, content: Moments | None = None
+    ) -> Tensor:
+        """The norm: features with the moments of ``code``, or of the lerp from their own code by ``alpha``.
+
+        The lerp of codes equals the lerp of features of section 7.3 of the paper.
+
+        Args:
+            features: (N, C, h, w).
+            code: of the wanted style.
+            alpha: strength in [0,1]; a number, or a map that broadcasts against ``features``.
+            content: moments of the whole photo if ``features`` are a part of it.
+        """
+        m = moments(features) if content is None else content
+        code = code_from_moments(m, self.eps).lerp(code, alpha)
+        return normalize(features, m, code.gamma, code.beta, self.eps)
+
+    def forward(self, image: Tensor, code: StyleCode, alpha: float = 1.0) -> Tensor:
+        """The stylized photo, float32, not clamped, of the size of ``image``.
+
+        y = D(norm(f, lerp(own, code, α))) + (1 - α) · (image - D(f)), with f = E(image). The second term
+        is what the decoder loses of the photo, given back in proportion: α = 0 is the photo itself, as
+        users expect of a strength of zero, and in between fine detail returns gradually. It costs a
+        second pass of the decoder where 0 < α < 1 and nothing at α = 1, which is the paper's formula.
+        """
+        features = self.encoder(image)
+        picture = self.decode(self.apply_code(features, code, alpha), image)
+        if alpha < 1:
+            picture += (1 - alpha) * (image - self.decode(features, image))
+        return picture
+
+    def decode(self, features: Tensor, like: Tensor) -> Tensor:
+        """Features to a picture, float32, cut to the size of ``like`` (pooling rounds sizes up)."""
+        picture: Tensor = self.decoder(features)
+        return picture[..., : like.shape[-2], : like.shape[-1]].float()

@@ -1,0 +1,81 @@
+"""The encoder: VGG-19 up to relu4_1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from styleapp.models.layers import ReflectConv2d
+
+__all__ = ["STYLE_LAYERS", "VGG19_TO_RELU4_1", "Encoder", "conv_names"]
+
+VGG19_TO_RELU4_1 = (64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M", 512)
+STYLE_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")
+
+
+def conv_names(layers: Sequence[int | str]) -> list[str]:
+    """The papers' names of the convolutions of ``layers``, with "M" for each pooling: conv1_1, …, M, conv2_1, …"""
+    names: list[str] = []
+    block, index = 1, 0
+    for layer in layers:
+        if layer == "M":
+            names.append("M")
+            block, index = block + 1, 0
+        else:
+            index += 1
+            names.append(f"conv{block}_{index}")
+    return names
+
+
+class Encoder(nn.Module):
+    """VGG-19 (Simonyan and Zisserman 2015) to relu4_1, with reflection padding and ceil-mode max pooling.
+
+    Takes RGB in [0,1]: subtracting the mean and swapping to BGR are folded into conv1_1 of the shipped
+    weights, and the filters are scaled to mean activation 1 (Gatys, Ecker and Bethge 2016, section 2).
+
+    Args:
+        layers: output channels of each convolution, "M" for a 2x2 max pooling. Tests pass narrow ones.
+
+    Shape:
+        (N, 3, H, W) with H, W >= 16 to (N, C, ceil(H/8), ceil(W/8)).
+    """
+
+    def __init__(self, layers: Sequence[int | str] = VGG19_TO_RELU4_1) -> None:
+        super().__init__()
+        self.layers = tuple(layers)
+        self.names = conv_names(layers)
+        self.scale = 2 ** self.names.count("M")
+        channels = 3
+        for name, layer in zip(self.names, self.layers, strict=True):
+            if isinstance(layer, int):
+                self.add_module(name, ReflectConv2d(channels, layer))
+                channels = layer
+        self.num_channels = channels
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The features of the last layer (relu4_1)."""
+        return self.features(image, [self.names[-1].replace("conv", "relu")])[-1]
+
+    def features(self, image: Tensor, layers: Sequence[str] = STYLE_LAYERS) -> list[Tensor]:
+        """The activations of ``layers``, in network order, by their names in the papers (``relu3_1``).
+
+        Raises:
+            ValueError: for a name that this network does not have.
+        """
+        known = [name.replace("conv", "relu") for name in self.names if name != "M"]
+        if unknown := set(layers) - set(known):
+            raise ValueError(f"unknown layers {sorted(unknown)}; choices: {', '.join(known)}")
+        x = image.to(next(self.parameters()).dtype)
+        found: list[Tensor] = []
+        for name in self.names:
+            if name == "M":
+                x = F.max_pool2d(x, 2, ceil_mode=True)
+            else:
+                x = F.relu_(self.get_submodule(name)(x))
+                if name.replace("conv", "relu") in layers:
+                    found.append(x)
+            if len(found) == len(set(layers)):
+                break
+        return found

@@ -1,0 +1,103 @@
+"""Mean and variance, and how those of parts merge into those of the whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Moments", "merge", "moments"]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and biased variance of some elements of a tensor.
+
+    Attributes:
+        count: how many elements each mean was taken over.
+        mean: E[x], float32 or float64, in a shape that broadcasts against the tensor it came from.
+        var: E[(x - E[x])²], same shape; divided by ``count``, not by ``count - 1``.
+    """
+
+    count: int
+    mean: Tensor
+    var: Tensor
+
+    def std(self, eps: float = 0.0) -> Tensor:
+        """sqrt(var + eps)."""
+        return (self.var + eps).sqrt()
+
+
+def moments(x: Tensor, over: Sequence[int] = (2, 3)) -> Moments:
+    """Mean and biased variance of ``x`` over the dimensions ``over``, which are kept with size 1.
+
+    Computed in float32, or float64 if ``x`` is that, whatever the dtype of ``x``, by the corrected
+    two-pass formula (Chan, Golub and LeVeque 1983, eq. 1.7): large means lose no accuracy.
+
+    Args:
+        x: any shape; (N, C, H, W) with ``over=(2, 3)`` gives the instance moments, (N, C, 1, 1).
+        over: dimensions to average over; must not be empty.
+
+    Raises:
+        ValueError: if there is nothing to average (no dimension, or an empty one).
+    """
+    over = tuple(over)
+    count = math.prod(x.shape[dim] for dim in over)
+    if not over or count == 0:
+        raise ValueError(f"moments need at least one element, got shape {tuple(x.shape)} over {over}")
+    mean, var = _MeanVar.apply(x, over)
+    return Moments(count, mean, var)
+
+
+class _MeanVar(torch.autograd.Function):
+    """Autograd's own backward would keep and walk through several float32 copies of x; this keeps x."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, over: tuple[int, ...]) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        wide = torch.promote_types(x.dtype, torch.float32)
+        mean = x.mean(over, keepdim=True, dtype=wide)
+        centred = x.to(wide, copy=True).sub_(mean)
+        rest = centred.mean(over, keepdim=True)  # what rounding left in the mean
+        var = centred.square_().mean(over, keepdim=True) - rest.square()
+        return mean + rest, var.clamp_min_(0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:  # type: ignore[override]
+        x, ctx.over = inputs
+        ctx.save_for_backward(x, output[0])
+
+    @staticmethod
+    def backward(ctx: Any, grad_mean: Tensor, grad_var: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        """∂/∂x = (∂μ + 2 (x - μ) ∂σ²) / n."""
+        x, mean = ctx.saved_tensors
+        count = math.prod(x.shape[dim] for dim in ctx.over)
+        grad = (x.to(mean.dtype) - mean) * (2 / count * grad_var) + grad_mean / count
+        return grad.to(x.dtype), None
+
+
+def merge(*parts: Moments) -> Moments:
+    """The moments of the whole from those of its disjoint parts, exactly.
+
+    n = Σ nᵢ,  μ = Σ nᵢ μᵢ / n,  σ² = Σ nᵢ (σᵢ² + (μᵢ - μ)²) / n
+    (Chan, Golub and LeVeque 1979). Any partition, any order.
+
+    Raises:
+        ValueError: if no part is given.
+    """
+    if not parts:
+        raise ValueError("merge needs at least one part")
+    total = parts[0]
+    for part in parts[1:]:
+        count = total.count + part.count
+        share = part.count / count
+        delta = part.mean - total.mean
+        mean = total.mean + delta * share
+        var = total.var + (part.var - total.var) * share + delta.square() * (share * (1 - share))
+        total = Moments(count, mean, var)
+    return total

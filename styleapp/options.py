@@ -1,0 +1,89 @@
+"""What can be asked for, each in one dataclass: the source of CLI flags, web controls and keyword arguments.
+
+Imports nothing heavy, so that ``styleapp --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from styleapp.errors import OptionError
+
+__all__ = ["DEVICES", "PRECISIONS", "DecoderOptions", "Options"]
+
+DEVICES = ("auto", "cpu", "cuda", "cuda:0")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What can be asked of one stylized photo.
+
+    Attributes:
+        alpha: strength of the style, 0 (the photo) to 1.
+        size: short side of the result in pixels, 0 for that of the photo.
+        style_size: short side at which the painting is measured: larger means broader strokes.
+    """
+
+    alpha: float = 1.0
+    size: int = 0
+    style_size: int = 512
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise OptionError(f"alpha must be from 0 to 1, got {self.alpha:g}")
+        if self.size < 0:
+            raise OptionError(f"size must be 0 (the photo's own) or more, got {self.size}")
+        if self.style_size < 1:
+            raise OptionError(f"style_size must be at least 1, got {self.style_size}")
+
+
+@dataclass(frozen=True)
+class DecoderOptions:
+    """Everything that decides how a decoder is trained.
+
+    Attributes:
+        width: share of the paper's decoder channels.
+        steps: length of the run; the learning rate falls to zero over it by a cosine.
+        batch_size: photos a step, and as many paintings.
+        pairs: how many of the step's paintings each photo is paired with. The frozen encodings of photo
+            and painting are shared by their pairs, so 2 costs less than twice as much as 1.
+        size: crops of this many pixels square.
+        lr: learning rate of AdamW at its peak.
+        warmup: steps over which the learning rate rises to it.
+        style_weight: weight of the style loss; that of the content loss is 1.
+        identity_weight: weight of the pixel loss on identity samples.
+        identity_share: share of samples in which the photo is its own style.
+        mix_share: share of samples whose code is a random mix of two paintings'.
+        pattern_share: share of paintings that are drawn by us.
+        clip: largest gradient norm.
+        ema: decay of the average of the weights, which is what is saved.
+        seed: of everything random; step i depends on it and on i alone, so a resumed run equals an unbroken one.
+        bf16: convolutions in bfloat16; weights, statistics and losses stay in float32.
+        compile: use torch.compile (pays on a GPU).
+    """
+
+    width: float = 1.0
+    steps: int = 60_000
+    batch_size: int = 8
+    pairs: int = 2
+    size: int = 256
+    lr: float = 1e-3
+    warmup: int = 500
+    style_weight: float = 10.0
+    identity_weight: float = 20.0
+    identity_share: float = 0.15
+    mix_share: float = 0.15
+    pattern_share: float = 0.05
+    clip: float = 5.0
+    ema: float = 0.999
+    seed: int = 0
+    bf16: bool = True
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "pairs", "size"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.pairs > self.batch_size:
+            raise OptionError(f"pairs must be at most batch_size ({self.batch_size}), got {self.pairs}")

@@ -1,0 +1,223 @@
+"""The public API: a photo and a style in, a stylized photo out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from styleapp.controls import normalized
+from styleapp.errors import DeviceError, ImageError, OptionError, unknown_name
+from styleapp.images import MAX_PIXELS, Picture, from_pil, read_image, to_pil
+from styleapp.models import StyleCode, Stylizer
+from styleapp.options import DEVICES, PRECISIONS, Options
+from styleapp.weights import StyleGallery, Weights
+
+__all__ = ["Options", "Source", "Style", "StyleTransfer"]
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+Source: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | Picture"
+"""A photo: a path, the bytes of a file, a PIL image, or a picture that is read already."""
+
+Style: TypeAlias = "Source | StyleCode | Mapping[Any, float] | Sequence[tuple[Any, float]]"
+"""A style: the name of a built-in one, a painting, a code, or several of these with weights."""
+
+
+class StyleTransfer:
+    """Stylizes photos with one network, on one device, in one precision.
+
+        from styleapp import StyleTransfer
+        StyleTransfer().stylize("photo.jpg", "great-wave", alpha=0.8).save("out.png")
+
+    Args:
+        device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:1".
+        precision: "auto" (bf16 where the device computes in it, else fp32), "fp32", "bf16" or "fp16".
+            Statistics are always in float32.
+        weights: folder with manifest.json; by default the shipped one.
+        max_pixels: larger photos and paintings are refused.
+
+    Raises:
+        DeviceError: for a device or precision that this machine does not have.
+        WeightsError: for weights that are missing or altered.
+    """
+
+    def __init__(
+        self,
+        device: str = "auto",
+        precision: str = "auto",
+        *,
+        weights: str | os.PathLike[str] | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self.device = find_device(device)
+        self.precision = find_precision(precision, self.device)
+        self.max_pixels = max_pixels
+        files = Weights(Path(weights) if weights is not None else None)
+        self.gallery: StyleGallery = files.gallery()
+        self.stylizer: Stylizer = (
+            files.stylizer().to(self.device, _DTYPES[self.precision]).to(memory_format=torch.channels_last)
+        )
+
+    def stylize(self, content: Source, style: Style, **options: Any) -> Image.Image:
+        """The photo ``content`` in the style ``style``: 8-bit RGB, or RGBA if the photo has transparency.
+
+        Args:
+            content: a photo.
+            style: the name of a built-in style, a painting (path or PIL image), a :class:`StyleCode`, or
+                a dict or a list of pairs of these with weights, which are normalised to sum 1.
+            options: the fields of :class:`Options`.
+
+        Raises:
+            OptionError: for options or a style name outside what is allowed.
+            ImageError: for a photo or painting that cannot be used.
+        """
+        chosen = make_options(options)
+        picture = self.fit(content, chosen)
+        return to_pil(self.render(picture, self.code(style, chosen.style_size), chosen.alpha))
+
+    @torch.inference_mode()
+    def render(self, picture: Picture, code: StyleCode, alpha: float = 1.0) -> Picture:
+        """Stylize a picture of final size with a code; its transparency is kept."""
+        _check_side(picture, self.stylizer.min_size, "photo")
+        if alpha == 0:
+            return picture
+        image = picture.rgb.to(self.device, memory_format=torch.channels_last)
+        rgb = self.stylizer(image, code.to(self.device), alpha)
+        return Picture(rgb.clamp_(0, 1).cpu(), picture.alpha)
+
+    def fit(self, content: Source, options: Options) -> Picture:
+        """Read a photo and scale it to ``options.size``."""
+        picture = self._read(content, "photo")
+        if options.size:
+            picture = _scaled(picture, options.size, "photo", self.stylizer.min_size, self.max_pixels)
+        _check_side(picture, self.stylizer.min_size, "photo")
+        return picture
+
+    def code(self, style: Style, style_size: int = 512) -> StyleCode:
+        """The code of a style, or the weighted mean of several."""
+        if isinstance(style, StyleCode):
+            if style.num_channels != self.stylizer.encoder.num_channels:
+                raise OptionError(
+                    f"the code has {style.num_channels} channels, the network {self.stylizer.encoder.num_channels}"
+                )
+            return style
+        if isinstance(style, Mapping):
+            style = list(style.items())
+        if isinstance(style, Sequence) and not isinstance(style, (str, bytes)):
+            styles, weights = [s for s, _ in style], normalized([w for _, w in style])
+            used = [(self.code(s, style_size), w) for s, w in zip(styles, weights, strict=True) if w]
+            return StyleCode.mix([code for code, _ in used], [w for _, w in used])
+        if isinstance(style, str) and style in self.gallery.styles:
+            return self.gallery.code(style, style_size)
+        if isinstance(style, str) and not _looks_like_path(style):
+            raise unknown_name("style", style, self.gallery.styles)
+        return self.measure(self._read(style, "style"), style_size)
+
+    @torch.inference_mode()
+    def measure(self, painting: Picture, style_size: int = 512) -> StyleCode:
+        """The code of a painting whose short side is scaled to ``style_size``."""
+        fitted = _scaled(painting, style_size, "style", self.stylizer.min_size, self.max_pixels)
+        _check_side(fitted, self.stylizer.min_size, "style")
+        return self.stylizer.measure(fitted.rgb.to(self.device, memory_format=torch.channels_last))
+
+    def _read(self, source: Any, role: str) -> Picture:
+        if isinstance(source, Picture):
+            return source
+        if isinstance(source, Image.Image):
+            return from_pil(source, self.max_pixels)
+        if isinstance(source, (str, bytes, os.PathLike)):
+            return read_image(source, self.max_pixels)
+        raise OptionError(f"{role} must be a path, a PIL image or bytes, got {type(source).__name__}")
+
+
+def make_options(given: Mapping[str, Any]) -> Options:
+    """:class:`Options` of keyword arguments; an unknown one lists the choices."""
+    names = list(Options.__dataclass_fields__)
+    for name in given:
+        if name not in names:
+            raise unknown_name("option", name, names)
+    return Options(**given)
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name; only "auto" falls back to another.
+
+    Raises:
+        OptionError: for a name that is no device.
+        DeviceError: for a device that this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise unknown_name("device", name, DEVICES)
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(f"device {name!r} was asked for, but PyTorch sees no CUDA GPU here; use cpu or auto")
+    if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
+        raise DeviceError(f"device {name!r} was asked for, but there are {torch.cuda.device_count()} GPUs here")
+    return torch.device(name)
+
+
+def find_precision(name: str, device: torch.device) -> str:
+    """fp32, bf16 or fp16; "auto" takes the fastest that the device computes in natively.
+
+    Raises:
+        OptionError: for an unknown name.
+        DeviceError: for fp16 on a CPU, whose convolutions are slower in it than in float32.
+    """
+    if name not in PRECISIONS:
+        raise unknown_name("precision", name, PRECISIONS)
+    if name == "auto":
+        return "bf16" if has_bf16(device) else "fp32"
+    if name == "fp16" and device.type == "cpu":
+        raise DeviceError("precision 'fp16' needs a GPU; on a CPU use fp32, bf16 or auto")
+    return name
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _looks_like_path(text: str) -> bool:
+    return Path(text).suffix != "" or os.sep in text or "/" in text or Path(text).exists()
+
+
+def _scaled(picture: Picture, short_side: int, role: str, least: int, max_pixels: int) -> Picture:
+    """The picture with its short side at ``short_side``: bicubic, antialiased, aspect ratio kept."""
+    height, width = picture.size
+    if short_side < least:
+        raise OptionError(f"{role} size must be at least {least} pixels, got {short_side}")
+    if short_side == min(height, width):
+        return picture
+    ratio = short_side / min(height, width)
+    size = [max(short_side, round(height * ratio)), max(short_side, round(width * ratio))]
+    if size[0] * size[1] > max_pixels:
+        raise ImageError(f"{role} of {width}x{height} at a short side of {short_side} would be {size[1]}x{size[0]}, "
+                         f"more than the {max_pixels / 1e6:g} megapixels allowed")  # fmt: skip
+
+    def resize(layer: Tensor) -> Tensor:
+        mode = v2.InterpolationMode.BICUBIC
+        resized: Tensor = v2.functional.resize(layer, size, interpolation=mode, antialias=True)
+        return resized.clamp_(0, 1)
+
+    return Picture(resize(picture.rgb), None if picture.alpha is None else resize(picture.alpha))
+
+
+def _check_side(picture: Picture, least: int, role: str) -> None:
+    height, width = picture.size
+    if min(height, width) < least:
+        raise ImageError(f"the {role} is {width}x{height} pixels; each side must have at least {least}")

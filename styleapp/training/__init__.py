@@ -1,0 +1,1 @@
+"""Training of decoders. Needs torch, torchvision and pillow; prints nothing."""

@@ -1,0 +1,214 @@
+"""From manifest to checked file to a network that is ready; and the codes of the built-in styles.
+
+The manifest says of each file what it is (architecture and config), what it must be (sha256) and
+where it comes from (source, licence). Nothing is ever downloaded or unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from styleapp.errors import OptionError, WeightsError, unknown_name
+from styleapp.models import Decoder, Encoder, StyleCode, Stylizer
+
+__all__ = ["BuiltInStyle", "Entry", "StyleGallery", "Weights", "weights_folder"]
+
+Network = TypeVar("Network", bound=nn.Module)
+
+ENCODER, DECODER, STYLES = "vgg19_relu4_1", "adain_decoder", "styles"
+
+
+def weights_folder() -> Path:
+    """$STYLEAPP_WEIGHTS, or the folder inside the installed package, or that of the source tree.
+
+    Raises:
+        WeightsError: if none of them has a manifest.
+    """
+    here = Path(__file__).parent
+    given = os.environ.get("STYLEAPP_WEIGHTS")
+    places = [Path(given)] if given else [here / "_weights", here.parent / "weights"]
+    for place in places:
+        if (place / "manifest.json").is_file():
+            return place
+    raise WeightsError(f"no weights: looked for manifest.json in {' and '.join(map(str, places))}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the manifest says of one file."""
+
+    name: str
+    file: str
+    sha256: str
+    architecture: str
+    config: dict[str, Any]
+    source: str
+    licence: str
+    encoder_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class BuiltInStyle:
+    """A painting whose code is shipped."""
+
+    name: str
+    title: str
+    artist: str
+    year: str
+    museum: str
+    licence: str
+
+
+class Weights:
+    """The weight files of one folder. Reads the manifest at once and each file when it is asked for.
+
+    Raises:
+        WeightsError: here and in every method: a file missing, altered, or not fitting another.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder or weights_folder()
+        path = self.folder / "manifest.json"
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            self.entries = {name: Entry(name=name, **entry) for name, entry in manifest["files"].items()}
+            self.styles = tuple(BuiltInStyle(**style) for style in manifest["styles"])
+        except FileNotFoundError:
+            raise WeightsError(f"{path}: no such file") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise WeightsError(f"{path}: not a manifest of weights ({error})") from None
+
+    def load(self, name: str) -> dict[str, Tensor]:
+        """The tensors of a file whose checksum is right."""
+        if name not in self.entries:
+            raise WeightsError(f"{self.folder}/manifest.json: has no {name!r}; it has {', '.join(self.entries)}")
+        entry = self.entries[name]
+        path = self.folder / entry.file
+        try:
+            found = sha256(path)
+        except OSError as error:
+            raise WeightsError(f"{path}: cannot be read ({error.strerror})") from None
+        if found != entry.sha256:
+            raise WeightsError(
+                f"{path}: wrong checksum (sha256 {found[:12]}…, expected {entry.sha256[:12]}…): "
+                "the file was altered or cut off; restore it from the distribution"
+            )
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise WeightsError(f"{path}: not a safetensors file ({error})") from None
+
+    def check_pair(self, name: str) -> None:
+        """Refuse a file that was made with another encoder than ours."""
+        encoder, entry = self.entries[ENCODER], self.entries[name]
+        if entry.encoder_sha256 != encoder.sha256:
+            raise WeightsError(
+                f"{self.folder / entry.file} was made with another encoder "
+                f"({(entry.encoder_sha256 or 'unknown')[:12]}…) than {encoder.file} ({encoder.sha256[:12]}…)"
+            )
+
+    def encoder(self) -> Encoder:
+        """The encoder, float32, on the CPU."""
+        encoder = Encoder(**self.entries[ENCODER].config) if ENCODER in self.entries else Encoder()
+        return _filled(encoder, self.load(ENCODER), self.folder)
+
+    def stylizer(self) -> Stylizer:
+        """Encoder and AdaIN decoder, float32, on the CPU, in evaluation mode."""
+        encoder = self.encoder()
+        tensors = self.load(DECODER)
+        self.check_pair(DECODER)
+        decoder = _filled(Decoder(**self.entries[DECODER].config), tensors, self.folder)
+        return Stylizer(encoder, decoder).eval().requires_grad_(False)
+
+    def gallery(self) -> StyleGallery:
+        """The codes of the built-in styles."""
+        tensors = self.load(STYLES)
+        self.check_pair(STYLES)
+        sizes = tuple(int(size) for size in self.entries[STYLES].config["sizes"])
+        gallery = StyleGallery({s.name: s for s in self.styles}, tensors, sizes)
+        if missing := set(gallery.styles) - set(tensors):
+            raise WeightsError(f"{self.folder / self.entries[STYLES].file}: lacks {', '.join(sorted(missing))}")
+        return gallery
+
+    def verify(self) -> dict[str, str | None]:
+        """For each file the error, or None if it is as it should be."""
+        result: dict[str, str | None] = {}
+        for name in self.entries:
+            try:
+                self.load(name)
+                if name != ENCODER:
+                    self.check_pair(name)
+                result[name] = None
+            except WeightsError as error:
+                result[name] = str(error)
+        return result
+
+
+@dataclass(frozen=True)
+class StyleGallery:
+    """Codes of paintings, measured at several sizes.
+
+    Attributes:
+        styles: by name.
+        codes: by name, (len(sizes), 2, C): γ and β at each size.
+        sizes: short sides in pixels, rising.
+    """
+
+    styles: dict[str, BuiltInStyle]
+    codes: dict[str, Tensor]
+    sizes: tuple[int, ...]
+
+    def code(self, name: str, size: int) -> StyleCode:
+        """The code of a built-in style measured at a short side of ``size``.
+
+        Between the sizes that are stored the codes are interpolated over log(size).
+
+        Raises:
+            OptionError: for an unknown name or a size outside what is stored.
+        """
+        if name not in self.styles:
+            raise unknown_name("style", name, self.styles)
+        if not self.sizes[0] <= size <= self.sizes[-1]:
+            raise OptionError(f"style size of a built-in style must be {self.sizes[0]} to {self.sizes[-1]}, got {size}")
+        above = next(i for i, s in enumerate(self.sizes) if s >= size)
+        high = _code(self.codes[name][above])
+        if self.sizes[above] == size:
+            return high
+        low, smaller, larger = _code(self.codes[name][above - 1]), self.sizes[above - 1], self.sizes[above]
+        return low.lerp(high, math.log(size / smaller) / math.log(larger / smaller))
+
+
+def _code(rows: Tensor) -> StyleCode:
+    gamma, beta = rows.float().view(2, 1, -1, 1, 1)
+    return StyleCode(gamma, beta)
+
+
+def _filled(network: Network, tensors: dict[str, Tensor], folder: Path) -> Network:
+    try:
+        network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    except RuntimeError as error:
+        raise WeightsError(f"{folder}: weights do not fit the {type(network).__name__}: {error}") from None
+    for name, tensor in network.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise WeightsError(f"{folder}: {type(network).__name__} {name} has values that are not finite")
+    return network
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

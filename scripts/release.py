@@ -59,7 +59,7 @@ def main() -> None:
         save_file(measure(encoder, args.gallery, [s["name"] for s in styles]), files[STYLES])
 
     with safe_open(files[DECODER], "pt") as stored:
-        width = stored.get_slice("conv1_2.bias").get_shape()[0] / 64
+        width = stored.get_slice("conv1_2.bias").get_shape()[0] / 64  # the paper's decoder ends with 64 channels
     made_with = {"encoder_sha256": sha256(files[ENCODER])}
     entries = {
         ENCODER: {

@@ -37,7 +37,7 @@ def bench(transfer: StyleTransfer, sizes: Sequence[int], runs: int = 7) -> dict[
     Returns a dict that fits in JSON: machine, versions, device, precision, matmul rate, timings.
     """
     timings = []
-    code = transfer.code("great-wave")
+    code = transfer.measure(Picture(_scene(256)), 256)
     for size in sizes:
         picture = Picture(_scene(size))
         photo = to_pil(picture)

@@ -97,8 +97,7 @@ def read_image(source: str | os.PathLike[str] | bytes, max_pixels: int = MAX_PIX
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-                _check_pixels(image, name, max_pixels)
-                return from_pil(image, max_pixels=max_pixels)
+                return from_pil(image, max_pixels, name)
     except StyleError:
         raise
     except UnidentifiedImageError:
@@ -121,16 +120,16 @@ def _check_pixels(image: Image.Image, name: str, max_pixels: int) -> None:
         )
 
 
-def from_pil(image: Image.Image, max_pixels: int = MAX_PIXELS) -> Picture:
+def from_pil(image: Image.Image, max_pixels: int = MAX_PIXELS, name: str = "image") -> Picture:
     """A PIL image of any mode as a :class:`Picture`: EXIF orientation applied, converted to sRGB.
 
     Raises:
-        ImageError: for more than ``max_pixels`` pixels, or float pixels that are not finite.
+        ImageError: with ``name``, for more than ``max_pixels`` pixels or float pixels that are not finite.
     """
-    _check_pixels(image, "image", max_pixels)
+    _check_pixels(image, name, max_pixels)
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
-        return Picture(_deep_grey(image))
+        return Picture(_deep_grey(image, name))
     alpha = None
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -138,11 +137,11 @@ def from_pil(image: Image.Image, max_pixels: int = MAX_PIXELS) -> Picture:
     return Picture(_tensor(_to_srgb(image)), alpha)
 
 
-def _deep_grey(image: Image.Image) -> Tensor:
+def _deep_grey(image: Image.Image, name: str) -> Tensor:
     """16-bit, 32-bit and float grey as (1, 3, H, W). Integers count up to 65535, floats up to 1 (or 255)."""
     values = torch.from_numpy(np.asarray(image).astype(np.float32))
     if not torch.isfinite(values).all():
-        raise ImageError("image has pixels that are infinite or not a number")
+        raise ImageError(f"{name}: has pixels that are infinite or not a number")
     if image.mode != "F":
         values = values / 65535
     elif values.max() > 1:

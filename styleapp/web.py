@@ -32,6 +32,8 @@ def build(transfer: StyleTransfer) -> gr.Blocks:
     """The page and its one named endpoint, ``/stylize``."""
     lock = threading.Lock()  # direct API calls do not pass through the queue
     defaults = Options()
+    sizes = transfer.gallery.sizes
+    stroke = min(max(defaults.style_size, sizes[0]), sizes[-1])
     choices = [(_caption(style), name) for name, style in transfer.gallery.styles.items()]
 
     def stylize(
@@ -80,8 +82,7 @@ def build(transfer: StyleTransfer) -> gr.Blocks:
                 with gr.Accordion("Or your own painting", open=False):
                     painting = _upload("Painting")
                 alpha = gr.Slider(0, 1, defaults.alpha, step=0.05, label="Strength")
-                sizes = transfer.gallery.sizes
-                style_size = gr.Slider(sizes[0], sizes[-1], defaults.style_size, step=1, label="Stroke size")
+                style_size = gr.Slider(sizes[0], sizes[-1], stroke, step=1, label="Stroke size")
                 size = gr.Number(defaults.size, label="Short side of the result (0: as the photo)", precision=0)
                 button = gr.Button("Stylize", variant="primary", size="lg")
             with gr.Column(scale=3, min_width=320):
@@ -111,15 +112,35 @@ def launch(
         share=False,
         footer_links=[],
         run_history=False,
-        theme=gr.themes.Soft(primary_hue="orange", font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+        theme=gr.themes.Base(
+            primary_hue="orange",
+            neutral_hue="stone",
+            radius_size="lg",
+            font=["system-ui", "sans-serif"],
+            font_mono=["monospace"],
+        ),
         css=_CSS,
         **more,
     )
 
 
 def _upload(label: str) -> gr.Image:
-    # image_mode=None hands us the file as it was uploaded; reading it faithfully is the pipeline's work.
-    return gr.Image(label=label, type="filepath", image_mode=None, sources=["upload", "clipboard"], height=240)
+    """An image field that hands over the uploaded file as it is.
+
+    Gradio's own decodes it first: without a limit on pixels, in 8 bits, and with errors that show the
+    file's place on this machine. (No subclass: Gradio writes a stub beside the source of each.)
+    """
+    field = gr.Image(label=label, type="filepath", sources=["upload", "clipboard"], height=240)
+    field.preprocess = _as_uploaded
+    return field
+
+
+def _as_uploaded(payload: Any) -> str | None:
+    if payload is None:
+        return None
+    if not payload.path:  # an image inlined in the request as a data: URL
+        raise gr.Error("Send the image as an uploaded file.", print_exception=False)
+    return str(payload.path)
 
 
 def _caption(style: BuiltInStyle) -> str:

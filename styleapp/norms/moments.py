@@ -64,7 +64,7 @@ class _MeanVar(torch.autograd.Function):
         mean = x.mean(over, keepdim=True, dtype=wide)
         centred = x.to(wide, copy=True).sub_(mean)
         rest = centred.mean(over, keepdim=True)  # what rounding left in the mean
-        var = centred.square_().mean(over, keepdim=True) - rest.square()
+        var = centred.mul_(centred).mean(over, keepdim=True) - rest.square()
         return mean + rest, var.clamp_min_(0)
 
     @staticmethod

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# The whole list of work for a GPU, in pieces of under ten minutes. Each piece goes on where the last one stopped.
+#
+#   scripts/gpu.sh train [MINUTES]   the release decoder: full width, 60,000 steps of 16 pairs at 256 px
+#   scripts/gpu.sh evaluate          losses of what lies in runs/, on data/eval
+#   scripts/gpu.sh test              the tests (without the web page, which needs gradio)
+#   scripts/gpu.sh bench             timings to benchmarks/
+#   scripts/gpu.sh all [MINUTES]     one after the other
+#
+# DATA (default: data) holds train/content, train/style, eval/content, eval/style; RUNS (default: runs) takes
+# checkpoints and results: keep it between the pieces. TOY=1 runs the same list in a minute on a CPU.
+# Needs torch, torchvision, pillow, safetensors, typer and rich; nothing is installed or downloaded.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-python3} DATA=${DATA:-data} RUNS=${RUNS:-runs} TOY=${TOY:-}
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+mkdir -p "$RUNS"
+
+if [ -n "$TOY" ]; then
+    DEVICE=auto TRAIN=(--width 0.0625 --steps 3 --batch-size 2 --pairs 1 --size 32) SIZES=(32) RUNS_TIMED=1 EVAL=32
+else
+    DEVICE=cuda TRAIN=(--width 1 --steps 60000 --batch-size 8 --pairs 2 --size 256 --lr 1e-3 --identity-weight 100 --compile)
+    SIZES=(256 512 1024 2048) RUNS_TIMED=20 EVAL=512
+fi
+OUT=$RUNS/adain_decoder.safetensors
+
+train() {
+    "$PYTHON" -m styleapp train adain --content "$DATA/train/content" --style "$DATA/train/style" --out "$OUT" \
+        --device "$DEVICE" --minutes "${1:-8.5}" --sample-minutes 4 "${TRAIN[@]}"
+}
+
+evaluate() {
+    local weights=$RUNS/weights
+    rm -rf "$weights" && cp -r weights "$weights"
+    "$PYTHON" scripts/release.py --folder "$weights" --decoder "$OUT"
+    STYLEAPP_WEIGHTS=$weights "$PYTHON" -m styleapp evaluate --content "$DATA/eval/content" --style "$DATA/eval/style" \
+        --size "$EVAL" --device "$DEVICE" --json | tee "$RUNS/evaluate.json"
+}
+
+run_tests() {
+    if [ -n "$TOY" ]; then
+        "$PYTHON" -m pytest tests/norms/test_functional.py
+    else
+        "$PYTHON" -m pytest --ignore tests/web -p no:cacheprovider
+    fi
+}
+
+bench() {
+    local sizes=() size
+    for size in "${SIZES[@]}"; do sizes+=(--size "$size"); done
+    "$PYTHON" -m styleapp bench --device "$DEVICE" "${sizes[@]}" --runs "$RUNS_TIMED" --json | tee "$RUNS/bench.json"
+}
+
+case ${1:-} in
+    train) train "${2:-}" ;;
+    evaluate) evaluate ;;
+    test) run_tests ;;
+    bench) bench ;;
+    all) train "${2:-}" && evaluate && run_tests && bench ;;
+    *) sed -n '2,/^set /{/^#/p}' "$0" && exit 2 ;;
+esac

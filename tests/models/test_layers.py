@@ -1,0 +1,51 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from styleapp.models.layers import ReflectConv2d, reflect_conv2d
+
+
+def padded(x, weight, bias):
+    return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), weight, bias)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 3), st.integers(2, 9), st.integers(2, 9), st.booleans(), st.booleans())
+def test_equals_padding_first(batch, height, width, bias, channels_last):
+    x, w = torch.randn(batch, 3, height, width, dtype=torch.float64), torch.randn(4, 3, 3, 3, dtype=torch.float64)
+    b = torch.randn(4, dtype=torch.float64) if bias else None
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(reflect_conv2d(x, w, b), padded(x, w, b), atol=1e-12)
+
+
+def test_gradients_flow_and_agree():
+    x = torch.randn(2, 3, 5, 6, dtype=torch.float64, requires_grad=True)
+    layer = ReflectConv2d(3, 4).double()
+    ours = torch.autograd.grad(layer(x).square().sum(), [x, *layer.parameters()])
+    theirs = torch.autograd.grad(padded(x, layer.weight, layer.bias).square().sum(), [x, *layer.parameters()])
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.allclose(a, b)
+
+
+def test_input_is_not_changed():
+    x, layer = torch.randn(1, 3, 5, 5), ReflectConv2d(3, 4)
+    before = x.clone()
+    with torch.no_grad():
+        layer(x)
+    assert torch.equal(x, before)
+
+
+def test_one_pixel_has_nothing_to_reflect():
+    with pytest.raises(ValueError, match="at least 2x2 pixels, got 1x5"):
+        reflect_conv2d(torch.zeros(1, 1, 1, 5), torch.zeros(1, 1, 3, 3))
+
+
+def test_takes_the_state_dict_of_conv2d():
+    plain = torch.nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect")
+    layer = ReflectConv2d(3, 4)
+    layer.load_state_dict(plain.state_dict())
+    x = torch.randn(1, 3, 6, 6)
+    assert torch.allclose(layer(x), plain(x), atol=1e-6)

@@ -1,0 +1,50 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from styleapp.norms import adain, moments, normalize
+
+
+def reference(content, style, eps=1e-5):
+    """Equation 8 of Huang and Belongie 2017, in float64, one channel at a time."""
+    content, style = content.double(), style.double()
+    out = torch.empty_like(content)
+    for n in range(content.shape[0]):
+        for c in range(content.shape[1]):
+            x, y = content[n, c], style[n, c]
+            sigma_x = ((x - x.mean()).pow(2).mean() + eps).sqrt()
+            sigma_y = ((y - y.mean()).pow(2).mean() + eps).sqrt()
+            out[n, c] = sigma_y * (x - x.mean()) / sigma_x + y.mean()
+    return out
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
+def test_adain_is_equation_8(dtype, tolerance):
+    content, style = torch.randn(2, 3, 5, 6).to(dtype), 3 * torch.randn(2, 3, 7, 4).to(dtype) + 2
+    assert (adain(content, style) - reference(content, style)).abs().max() < tolerance
+
+
+def test_own_style_is_the_identity():
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    assert torch.allclose(adain(x, x), x, atol=1e-12)
+
+
+def test_normalize_is_instance_norm():
+    x, gamma, beta = torch.randn(2, 3, 8, 8), torch.randn(3), torch.randn(3)
+    found = normalize(x, moments(x), gamma.view(1, 3, 1, 1), beta.view(1, 3, 1, 1))
+    assert torch.allclose(found, F.instance_norm(x, weight=gamma, bias=beta), atol=1e-5)
+    assert torch.allclose(normalize(x, moments(x), None, None), F.instance_norm(x), atol=1e-5)
+
+
+def test_gradients():
+    c = torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    s = torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(adain, (c, s))
+
+
+def test_fp16_of_large_range_stays_finite():
+    x = torch.full((1, 1, 8, 8), 512.0, dtype=torch.float16)
+    x[..., ::2] = -512
+    y = normalize(x, moments(x), None, None)
+    assert y.dtype == torch.float16
+    assert torch.equal(y.unique(), torch.tensor([-1.0, 1.0], dtype=torch.float16))

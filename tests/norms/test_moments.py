@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from styleapp.norms import Moments, merge, moments
+
+
+@given(
+    st.tuples(*[st.integers(1, 5)] * 4),
+    st.sets(st.integers(0, 3), min_size=1),
+    st.sampled_from([torch.float32, torch.float64]),
+    st.floats(-100, 100),
+)
+def test_equals_numpy_in_float64(shape, over, dtype, offset):
+    x = (torch.randn(shape, dtype=torch.float64) + offset).to(dtype)
+    m = moments(x, sorted(over))
+    wide = x.double().numpy()
+    axes = tuple(sorted(over))
+    assert m.count == np.prod([shape[i] for i in axes])
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-6
+    np.testing.assert_allclose(m.mean, wide.mean(axes, keepdims=True), rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(m.var, wide.var(axes, keepdims=True), rtol=10 * tolerance, atol=tolerance)
+
+
+def test_large_mean_loses_no_accuracy():
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64) + 1e4
+    m = moments(x.float())
+    assert torch.allclose(m.var.double(), x.float().double().var((2, 3), correction=0, keepdim=True), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_statistics_of_half_precision_are_float32(dtype):
+    x = torch.full((1, 1, 8, 8), 512.0, dtype=dtype)
+    x[..., ::2] = -512
+    m = moments(x)
+    assert m.mean.dtype == m.var.dtype == torch.float32
+    assert m.mean.item() == 0
+    assert m.var.item() == 512**2
+
+
+def test_memory_format_does_not_matter():
+    x = torch.randn(2, 5, 6, 7)
+    a, b = moments(x), moments(x.contiguous(memory_format=torch.channels_last))
+    assert torch.allclose(a.mean, b.mean, atol=1e-6) and torch.allclose(a.var, b.var, atol=1e-6)
+
+
+def test_gradients():
+    x = torch.randn(2, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+
+    def both(x):
+        m = moments(x)
+        return m.mean, m.var
+
+    assert torch.autograd.gradcheck(both, x)
+    assert torch.autograd.gradgradcheck(both, x)
+
+
+def test_vmap():
+    x = torch.randn(4, 2, 3, 5, 5)
+    found = torch.func.vmap(lambda t: moments(t).var)(x)
+    assert torch.allclose(found, torch.stack([moments(t).var for t in x]))
+
+
+@pytest.mark.parametrize(("shape", "over"), [((2, 3, 0, 4), (2, 3)), ((2, 3, 4, 4), ())])
+def test_nothing_to_average_is_an_error(shape, over):
+    with pytest.raises(ValueError, match="at least one element"):
+        moments(torch.zeros(shape), over)
+
+
+@settings(max_examples=50)
+@given(st.integers(2, 40), st.integers(1, 39), st.permutations(range(4)), st.floats(-1e3, 1e3))
+def test_parts_merge_into_the_whole_in_any_order(height, cut, order, offset):
+    x = torch.randn(2, 3, height, 7, dtype=torch.float64) + offset
+    cut = min(cut, height - 1)
+    parts = [x[:, :, :cut, :2], x[:, :, :cut, 2:], x[:, :, cut:, :5], x[:, :, cut:, 5:]]
+    merged, whole = merge(*(moments(parts[i]) for i in order)), moments(x)
+    assert merged.count == whole.count
+    assert torch.allclose(merged.mean, whole.mean, rtol=1e-12)
+    assert torch.allclose(merged.var, whole.var, rtol=1e-9)
+
+
+def test_merge_of_one_is_itself_and_of_none_an_error():
+    m = Moments(3, torch.ones(1), torch.ones(1))
+    assert merge(m) is m
+    with pytest.raises(ValueError, match="at least one part"):
+        merge()

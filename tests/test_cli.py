@@ -1,0 +1,202 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import noise
+from PIL import Image
+
+SIZE = ("--style-size", 64)
+
+
+def test_a_photo_and_a_style(run, photo):
+    code, out, err = run("stylize", photo, "--style", "great-wave", "-o", "out.png", *SIZE)
+    assert (code, err) == (0, "")
+    assert out.startswith("out.png  56x40")
+    assert Image.open("out.png").size == (56, 40)
+
+
+def test_name_of_the_output(run, photo):
+    assert run("stylize", photo, "-s", "great-wave", *SIZE)[0] == 0
+    assert Path("photo-great-wave.png").is_file()
+    Path("folder").mkdir()
+    assert run("stylize", photo, "-s", "great-wave", "-s", "wheat-field", "-o", "folder", *SIZE)[0] == 0
+    assert Path("folder/photo-great-wave+wheat-field.png").is_file()
+
+
+def test_json(run, photo):
+    code, out, _ = run("stylize", photo, "-s", "great-wave", "-o", "a.jpg", "--alpha", 0.5, "--json", *SIZE)
+    record = json.loads(out)
+    assert code == 0
+    assert record["output"] == "a.jpg" and record["alpha"] == 0.5 and record["width"] == 56
+    assert record["styles"] == {"great-wave": 1.0} and record["seconds"]["stylize"] > 0
+
+
+def test_weights_of_styles(run, photo):
+    run("stylize", photo, "-s", "great-wave", "-o", "a.png", *SIZE)
+    run("stylize", photo, "-s", "great-wave", "-s", "wheat-field", "--weights", "1,0", "-o", "b.png", *SIZE)
+    assert np.array_equal(np.asarray(Image.open("a.png")), np.asarray(Image.open("b.png")))
+
+
+def test_size(run, photo):
+    run("stylize", photo, "-s", "great-wave", "-o", "a.png", "--size", 24, *SIZE)
+    assert Image.open("a.png").size == (34, 24)
+
+
+def test_a_painting_as_style(run, photo):
+    noise(64, 80, seed=4).save("painting.jpg")
+    assert run("stylize", photo, "-s", "painting.jpg", "-o", "a.png", *SIZE)[0] == 0
+
+
+def test_one_bad_photo_does_not_lose_the_others(run, photo):
+    Path("bad.jpg").write_text("no picture")
+    code, out, err = run("stylize", "bad.jpg", photo, "-s", "great-wave", "-o", ".", "--json", *SIZE)
+    assert code == 1
+    first, second = map(json.loads, out.splitlines())
+    assert "not an image" in first["error"] and Path(second["output"]).is_file()
+    assert err.count("\n") == 1 and "bad.jpg" in err
+
+
+def bad_inputs(photo: Path) -> dict[str, tuple[list[object], int, str]]:
+    Path("empty.jpg").touch()
+    Path("text.jpg").write_text("text")
+    Path("half.jpg").write_bytes(photo.read_bytes()[:150])
+    noise(1, 1).save("dot.png")
+    noise(1, 4000).save("line.png")
+    Path("there.png").write_text("old")
+    wave = ["-s", "great-wave", "-o", "out.png", *SIZE]
+    return {
+        "missing photo": (["none.jpg", *wave], 1, "none.jpg: no such file"),
+        "folder as photo": ([photo.parent, *wave], 1, "is a folder"),
+        "empty": (["empty.jpg", *wave], 1, "the file is empty"),
+        "text": (["text.jpg", *wave], 1, "not an image"),
+        "cut off": (["half.jpg", *wave], 1, "half.jpg"),
+        "1x1": (["dot.png", *wave], 1, "1x1 pixels; each side must have at least 16"),
+        "1x4000": (["line.png", *wave], 1, "4000x1 pixels; each side must have at least 16"),
+        "too large": ([photo, *wave, "--max-megapixels", "0.001"], 1, "more than the 0.001 allowed"),
+        "unknown style": ([photo, "-s", "grate-wave"], 2, "did you mean 'great-wave'?"),
+        "missing painting": ([photo, "-s", "none.png"], 1, "none.png: no such file"),
+        "tiny painting": ([photo, "-s", "dot.png", "--style-size", "8"], 2, "style size must be at least 16"),
+        "alpha": ([photo, *wave, "--alpha", "1.2"], 2, "alpha must be from 0 to 1, got 1.2"),
+        "alpha is no number": ([photo, *wave, "--alpha", "much"], 2, "as a number"),
+        "weights": ([photo, *wave, "--weights", "0.5,0.5"], 2, "2 numbers for 1 styles"),
+        "weights are no numbers": ([photo, *wave, "--weights", "half"], 2, "such as 0.7,0.3, got 'half'"),
+        "negative weight": ([photo, *wave, "--weights", "-1"], 2, "weights must be 0 or more"),
+        "no folder": ([photo, "-s", "great-wave", "-o", "no/out.png"], 1, "output folder does not exist"),
+        "exists": ([photo, "-s", "great-wave", "-o", "there.png"], 1, "exists already; --overwrite"),
+        "format": ([photo, "-s", "great-wave", "-o", "a.xyz"], 2, "unknown image format '.xyz'"),
+        "several to a file": ([photo, photo, "-s", "great-wave", "-o", "a.png"], 2, "must be a folder"),
+        "same names": ([photo, photo, "-s", "great-wave"], 2, "same name"),
+        "device": ([photo, *wave, "--device", "gpu"], 2, "unknown device 'gpu'"),
+        "precision": ([photo, *wave, "--precision", "int8"], 2, "unknown precision 'int8'"),
+    }
+
+
+@pytest.mark.parametrize("case", range(23))
+def test_bad_input(run, photo, case):
+    name, (args, code, message) = list(bad_inputs(photo).items())[case]
+    before = {p: p.read_bytes() for p in Path().iterdir()}
+    found, out, err = run("stylize", *args)
+    flat = " ".join(err.replace("│", " ").split())
+    assert found == code, name
+    assert message in flat, (name, err)
+    assert "Traceback" not in err and out == ""
+    assert {p: p.read_bytes() for p in Path().iterdir()} == before, name
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_absent_gpu_is_an_error(run, photo):
+    code, _, err = run("stylize", photo, "-s", "great-wave", "-o", "a.png", "--device", "cuda", *SIZE)
+    assert code == 2 and "sees no CUDA GPU" in err and not Path("a.png").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_folder_not_writable(run, photo):
+    Path("closed").mkdir(mode=0o500)
+    code, _, err = run("stylize", photo, "-s", "great-wave", "-o", "closed/a.png", *SIZE)
+    assert code == 1 and "not writable" in err
+
+
+@pytest.mark.parametrize(("name", "harm"), [("adain_decoder", "remove"), ("styles", "cut"), ("vgg19_relu4_1", "cut")])
+def test_bad_weights(run, photo, weights, tmp_path, monkeypatch, name, harm):
+    copy = shutil.copytree(weights, tmp_path / "w")
+    file = copy / f"{name}.safetensors"
+    if harm == "remove":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-8])
+    monkeypatch.setenv("STYLEAPP_WEIGHTS", str(copy))
+    code, _, err = run("stylize", photo, "-s", "great-wave", "-o", "a.png", *SIZE)
+    assert code == 1 and f"{name}.safetensors" in err and err.count("\n") == 1
+    code, out, _ = run("weights", "verify")
+    assert code == 1 and f"{name}  " in out
+
+
+def test_overwrite(run, photo):
+    Path("a.png").write_text("old")
+    assert run("stylize", photo, "-s", "great-wave", "-o", "a.png", "--overwrite", *SIZE)[0] == 0
+    assert Image.open("a.png").size == (56, 40)
+
+
+def test_lists(run):
+    code, out, _ = run("styles")
+    assert code == 0 and [line.split()[0] for line in out.splitlines()] == [
+        "name",
+        "great-wave",
+        "wheat-field",
+        "the-visit",
+    ]
+    assert json.loads(run("styles", "--json")[1])[0]["artist"] == "A"
+    assert "vgg19_relu4_1.safetensors" in run("weights", "list")[1]
+    assert json.loads(run("weights", "list", "--json")[1])[1]["name"] == "adain_decoder"
+    assert run("weights", "verify")[1] == "vgg19_relu4_1  ok\nadain_decoder  ok\nstyles  ok\n"
+
+
+def test_info(run, weights):
+    facts = json.loads(run("info", "--json")[1])
+    assert facts["weights"] == str(weights) and "cpu" in facts["devices"]
+    assert "torch" in run("info")[1]
+
+
+def test_version_and_help(run):
+    from styleapp import __version__
+
+    assert run("--version")[1] == f"styleapp {__version__}\n"
+    assert "--style-size" in run("stylize", "--help")[1]
+
+
+def test_bench(run):
+    result = json.loads(run("bench", "--size", 32, "--runs", 2, "--json")[1])
+    assert {t["name"] for t in result["timings"]} == {"network", "stylize"}
+    assert all(t["median"] > 0 for t in result["timings"]) and result["matmul_tflops"] > 0
+    assert "TFLOP/s" in run("bench", "--size", 32, "--runs", 1)[1]
+
+
+def test_evaluate(run, folders):
+    content, style = folders
+    rows = json.loads(run("evaluate", "--content", content, "--style", style, "--size", 32, "--json")[1])
+    assert [r["name"] for r in rows] == ["unchanged photo", "AdaIN, bf16"] or rows[1]["name"] == "AdaIN, fp32"
+    assert rows[0]["identity_psnr"] is None and rows[1]["identity_psnr"] > 0
+    assert "identity PSNR" in run("evaluate", "--content", content, "--style", style, "--size", 32)[1]
+    code, _, err = run("evaluate", "--content", content, "--style", "nowhere")
+    assert code == 1 and "nowhere: not a folder" in err
+
+
+def test_works_where_gradio_is_not_installed(photo, weights, tmp_path):
+    block = "import sys; sys.modules['gradio'] = None; sys.argv[0] = 'styleapp'; from styleapp.cli import main; main()"
+    environment = {**os.environ, "STYLEAPP_WEIGHTS": str(weights)}
+    args = ["stylize", str(photo), "-s", "great-wave", "-o", str(tmp_path / "o.png"), "--style-size", "64"]
+    done = subprocess.run([sys.executable, "-c", block, *args], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    done = subprocess.run([sys.executable, "-c", block, "web"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "pip install gradio" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_python_dash_m(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "styleapp", "styles"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "great-wave" in done.stdout

@@ -1,0 +1,62 @@
+import math
+
+import pytest
+import torch
+
+from styleapp.evaluate import evaluate
+from styleapp.images import read_image
+from styleapp.models import code_from_moments
+from styleapp.norms import adain, moments
+from styleapp.training.losses import content_loss, style_loss
+
+
+def test_losses_are_those_of_the_paper(stylizer):
+    """Against the equations written out in float64."""
+    image, painting = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32)
+    found, wanted = stylizer.encoder.features(image), stylizer.encoder.features(painting)
+    expected = torch.zeros(2, dtype=torch.float64)
+    for f, w in zip(found, wanted, strict=True):
+        f, w = f.double(), w.double()  # noqa: PLW2901
+        expected += (f.mean((2, 3)) - w.mean((2, 3))).square().mean(1)
+        deviation = [(t.var((2, 3), correction=0) + 1e-5).sqrt() for t in (f, w)]
+        expected += (deviation[0] - deviation[1]).square().mean(1)
+    codes = [[code_from_moments(moments(t)) for t in features] for features in (found, wanted)]
+    assert torch.allclose(style_loss(*codes).double(), expected, rtol=1e-5)
+    target = adain(found[-1], wanted[-1])
+    assert torch.allclose(content_loss(found[-1], target), (found[-1] - target).square().mean((1, 2, 3)))
+    assert style_loss(codes[0], codes[0]).abs().max() == 0
+
+
+def test_every_pair_counts(transfer, folders):
+    seen = []
+    unchanged, network = evaluate(transfer, *folders, size=32, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (12, 12) and len(seen) == 12
+
+    encoder = transfer.stylizer.encoder
+    wanted = 0.0
+    for photo in sorted(folders[0].iterdir()):
+        for painting in sorted(folders[1].iterdir()):
+            codes = [
+                [code_from_moments(moments(f)) for f in encoder.features(transfer.fit(p, options()).rgb)]
+                for p in (photo, painting)
+            ]
+            wanted += float(style_loss(*codes)) / 12
+    assert math.isclose(unchanged.style_loss, wanted, rel_tol=1e-4)
+    assert unchanged.identity_psnr is None and network.identity_psnr is not None
+
+    psnr = 0.0
+    for photo in sorted(folders[0].iterdir()):
+        image = transfer.fit(photo, options()).rgb
+        decoded = transfer.stylizer.decoder(encoder(image))[..., : image.shape[2], : image.shape[3]].clamp(0, 1)
+        psnr -= 10 * float(((decoded * 255).round() / 255 - image).square().mean().log10()) / 4
+    assert network.identity_psnr == pytest.approx(psnr, abs=0.01)
+
+
+def options():
+    from styleapp.options import Options
+
+    return Options(size=32)
+
+
+def test_images_of_the_tests_are_readable(folders):
+    assert all(read_image(p).size[1] == 64 for f in folders for p in f.iterdir())

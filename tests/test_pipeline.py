@@ -1,0 +1,160 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import noise
+from PIL import Image
+
+from styleapp.errors import DeviceError, ImageError, OptionError
+from styleapp.images import read_image
+from styleapp.pipeline import StyleTransfer, find_device, find_precision
+
+SIZE = {"style_size": 64}
+
+
+def array(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(int)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (37, 61), (100, 17)])
+def test_output_size_is_input_size(transfer, size):
+    assert transfer.stylize(noise(*size), "great-wave", **SIZE).size == (size[1], size[0])
+
+
+def test_every_way_to_name_a_photo_or_a_style(transfer, photo, tmp_path):
+    painting = noise(70, 64, seed=5)
+    painting.save(tmp_path / "painting.png")
+    by_path = transfer.stylize(photo, tmp_path / "painting.png", **SIZE)
+    by_str = transfer.stylize(str(photo), str(tmp_path / "painting.png"), **SIZE)
+    by_image = transfer.stylize(Image.open(photo), painting, **SIZE)
+    by_bytes = transfer.stylize(photo.read_bytes(), (tmp_path / "painting.png").read_bytes(), **SIZE)
+    by_code = transfer.stylize(read_image(photo), transfer.code(painting, 64))
+    for other in (by_str, by_image, by_bytes, by_code):
+        assert np.array_equal(array(by_path), array(other))
+
+
+def test_mixing(transfer, photo):
+    a = transfer.stylize(photo, "great-wave", **SIZE)
+    b = transfer.stylize(photo, "wheat-field", **SIZE)
+    assert np.array_equal(array(a), array(transfer.stylize(photo, {"great-wave": 1, "wheat-field": 0}, **SIZE)))
+    assert np.array_equal(array(b), array(transfer.stylize(photo, [("great-wave", 0.0), ("wheat-field", 3.0)], **SIZE)))
+    code = transfer.code({"great-wave": 1, "wheat-field": 3}, 64)
+    gammas = [transfer.code(n, 64).gamma for n in ("great-wave", "wheat-field")]
+    assert torch.allclose(code.gamma, 0.25 * gammas[0] + 0.75 * gammas[1])
+    nested = transfer.code([(noise(32, 32), 1), ("great-wave", 1)], 64)
+    assert nested.num_channels == 16
+
+
+def test_strength_zero_gives_the_photo_back(transfer, photo):
+    assert np.array_equal(array(transfer.stylize(photo, "great-wave", alpha=0, **SIZE)), array(Image.open(photo)))
+    nearly = transfer.stylize(photo, "great-wave", alpha=0.01, **SIZE)
+    full = transfer.stylize(photo, "great-wave", **SIZE)
+    away = np.abs(array(full) - array(Image.open(photo))).mean()
+    assert np.abs(array(nearly) - array(Image.open(photo))).mean() < 0.05 * away + 1
+
+
+def test_size_is_the_short_side(transfer):
+    assert transfer.stylize(noise(40, 60), "great-wave", size=24, **SIZE).size == (36, 24)
+    assert transfer.stylize(noise(60, 40), "great-wave", size=80, **SIZE).size == (80, 120)
+
+
+def test_stroke_size_changes_the_code_not_the_output_size(transfer):
+    painting = noise(90, 70, seed=3)
+    assert not torch.allclose(transfer.code(painting, 32).gamma, transfer.code(painting, 90).gamma)
+
+
+def test_transparency_survives(transfer):
+    image = noise(32, 32, channels=4)
+    result = transfer.stylize(image, "great-wave", **SIZE)
+    assert result.mode == "RGBA"
+    assert np.array_equal(array(result.getchannel("A")), array(image.getchannel("A")))
+
+
+def test_two_runs_are_bit_identical(transfer, photo):
+    a, b = (array(transfer.stylize(photo, "great-wave", alpha=0.7, **SIZE)) for _ in range(2))
+    assert np.array_equal(a, b)
+
+
+def test_bf16_is_close_to_fp32(transfer, weights):
+    half = StyleTransfer("cpu", "bf16", weights=weights)
+    image = noise(64, 64)
+    a, b = (array(t.stylize(image, "great-wave", alpha=0.5, **SIZE)) for t in (transfer, half))
+    assert np.abs(a - b).mean() < 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alpha": 1.5}, "alpha must be from 0 to 1, got 1.5"),
+        ({"alpha": float("nan")}, "alpha must be from 0 to 1, got nan"),
+        ({"size": -1}, "size must be 0"),
+        ({"size": 8}, "photo size must be at least 16 pixels, got 8"),
+        ({"style_size": 0}, "style_size must be at least 1"),
+        ({"style_size": 4000}, "style size of a built-in style must be 32 to 128, got 4000"),
+        ({"aplha": 1}, "unknown option 'aplha', did you mean 'alpha'"),
+    ],
+)
+def test_bad_options(transfer, photo, options, message):
+    with pytest.raises(OptionError, match=message):
+        transfer.stylize(photo, "great-wave", **SIZE | options)
+
+
+@pytest.mark.parametrize(
+    ("style", "message"),
+    [
+        ("grat-wave", "unknown style 'grat-wave', did you mean 'great-wave'"),
+        ({}, "weights must be 0 or more"),
+        ({"great-wave": -1, "wheat-field": 2}, "weights must be 0 or more"),
+        ({"great-wave": 0}, "at least one above 0"),
+        (7, "style must be a path, a PIL image or bytes, got int"),
+    ],
+)
+def test_bad_styles(transfer, photo, style, message):
+    with pytest.raises(OptionError, match=message):
+        transfer.stylize(photo, style, **SIZE)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 4000), (15, 16)])
+def test_too_small(transfer, size):
+    with pytest.raises(ImageError, match=rf"the photo is {size[1]}x{size[0]} pixels; each side must have at least 16"):
+        transfer.stylize(noise(*size), "great-wave", **SIZE)
+
+
+def test_limits_on_pixels(weights):
+    small = StyleTransfer("cpu", "fp32", weights=weights, max_pixels=5000)
+    with pytest.raises(ImageError, match="megapixels"):
+        small.stylize(noise(80, 80), "great-wave", **SIZE)
+    with pytest.raises(ImageError, match="would be 100x100"):
+        small.stylize(noise(32, 32), "great-wave", size=100, **SIZE)
+
+
+def test_devices():
+    assert find_device("cpu").type == "cpu"
+    assert find_device("auto").type in ("cpu", "cuda")
+    with pytest.raises(OptionError, match="unknown device 'cuad', did you mean 'cuda'"):
+        find_device("cuad")
+    if not torch.cuda.is_available():
+        with pytest.raises(DeviceError, match="sees no CUDA GPU"):
+            find_device("cuda")
+    with pytest.raises(OptionError, match="unknown precision 'fp8'"):
+        find_precision("fp8", torch.device("cpu"))
+    with pytest.raises(DeviceError, match="needs a GPU"):
+        find_precision("fp16", torch.device("cpu"))
+
+
+def test_import_loads_nothing_heavy():
+    code = "import sys, styleapp, styleapp.cli; print([m for m in ('torch', 'gradio', 'numpy') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_shipped_network_on_a_real_photo():
+    """The one test that runs the real weights: a photo stays recognisable and takes on the painting's colours."""
+    transfer = StyleTransfer("cpu")
+    photo = Image.open("examples/cat.jpg").resize((226, 150))
+    result = transfer.stylize(photo, "great-wave")
+    grey = [array(im.convert("L").resize((40, 27))).flatten() for im in (photo, result)]
+    assert np.corrcoef(*grey)[0, 1] > 0.5
+    assert array(result)[..., 2].mean() > array(photo)[..., 2].mean()  # bluer than a ginger cat
+    assert array(result).std() > 20

@@ -1,0 +1,114 @@
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from styleapp.errors import OptionError, WeightsError
+from styleapp.weights import Weights, sha256, weights_folder
+
+
+@pytest.fixture
+def copy(weights, tmp_path):
+    return shutil.copytree(weights, tmp_path / "copy")
+
+
+def edit(folder, change):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest["files"])
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_good_folder_loads_and_verifies(weights):
+    assert Weights(weights).verify() == {"vgg19_relu4_1": None, "adain_decoder": None, "styles": None}
+    assert Weights(weights).stylizer().encoder.num_channels == 16
+
+
+def test_shipped_weights_are_whole():
+    shipped = Weights()
+    assert not any(shipped.verify().values())
+    gallery = shipped.gallery()
+    assert len(gallery.styles) == 24
+    for name in gallery.styles:
+        assert torch.isfinite(gallery.code(name, 512).gamma).all() and (gallery.code(name, 512).gamma > 0).all()
+    for entry in shipped.entries.values():
+        assert entry.source and entry.licence
+
+
+def test_environment_names_the_folder(weights, monkeypatch, tmp_path):
+    monkeypatch.setenv("STYLEAPP_WEIGHTS", str(weights))
+    assert weights_folder() == weights
+    monkeypatch.setenv("STYLEAPP_WEIGHTS", str(tmp_path / "none"))
+    with pytest.raises(WeightsError, match=r"looked for manifest\.json in .*none"):
+        weights_folder()
+
+
+def test_altered_file(copy):
+    path = copy / "adain_decoder.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(WeightsError, match=r"adain_decoder\.safetensors: wrong checksum"):
+        Weights(copy).stylizer()
+    result = Weights(copy).verify()
+    assert "wrong checksum" in result["adain_decoder"] and result["styles"] is None
+
+
+def test_missing_file(copy):
+    (copy / "styles.safetensors").unlink()
+    with pytest.raises(WeightsError, match=r"styles\.safetensors: cannot be read \(No such file"):
+        Weights(copy).gallery()
+
+
+def test_missing_entry(copy):
+    edit(copy, lambda files: files.pop("adain_decoder"))
+    with pytest.raises(WeightsError, match="has no 'adain_decoder'; it has vgg19_relu4_1, styles"):
+        Weights(copy).stylizer()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"files": {"a": {"nonsense": 1}}, "styles": []}'])
+def test_broken_manifest(copy, text):
+    (copy / "manifest.json").write_text(text)
+    with pytest.raises(WeightsError, match="not a manifest"):
+        Weights(copy)
+
+
+@pytest.mark.parametrize("name", ["adain_decoder", "styles"])
+def test_made_with_another_encoder(copy, name):
+    edit(copy, lambda files: files[name].update(encoder_sha256="0" * 64))
+    with pytest.raises(WeightsError, match="made with another encoder"):
+        Weights(copy).stylizer() if name == "adain_decoder" else Weights(copy).gallery()
+    assert "another encoder" in Weights(copy).verify()[name]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [({"x": torch.zeros(1)}, "do not fit the Decoder"), (None, "not a safetensors file"), ("nan", "not finite")],
+)
+def test_right_checksum_but_wrong_content(copy, tensors, message):
+    path = copy / "adain_decoder.safetensors"
+    if tensors == "nan":
+        state = Weights(copy).stylizer().decoder.state_dict()
+        save_file({k: torch.full_like(v, torch.nan) for k, v in state.items()}, path)
+    elif tensors is None:
+        path.write_text("text")
+    else:
+        save_file(tensors, path)
+    edit(copy, lambda files: files["adain_decoder"].update(sha256=sha256(path)))
+    with pytest.raises(WeightsError, match=message):
+        Weights(copy).stylizer()
+
+
+def test_codes_between_sizes_are_interpolated(weights):
+    gallery = Weights(weights).gallery()
+    small, large = gallery.code("great-wave", 32), gallery.code("great-wave", 64)
+    between = gallery.code("great-wave", 45)
+    low, high = torch.minimum(small.gamma, large.gamma), torch.maximum(small.gamma, large.gamma)
+    assert ((between.gamma >= low - 1e-6) & (between.gamma <= high + 1e-6)).all()
+    nearly = gallery.code("great-wave", 63)
+    assert (nearly.gamma - large.gamma).abs().max() < 0.05
+    with pytest.raises(OptionError, match="must be 32 to 128, got 16"):
+        gallery.code("great-wave", 16)
+    with pytest.raises(OptionError, match="did you mean 'great-wave'"):
+        gallery.code("graet-wave", 64)

@@ -1,0 +1,158 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY_VGG, noise
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from styleapp.errors import ImageError, OptionError, WeightsError
+from styleapp.models import Decoder, Encoder
+from styleapp.options import DecoderOptions
+from styleapp.training.data import ImagePool, colour_augmentation, patterns
+from styleapp.training.decoder import learning_rate, train_decoder
+
+TINY = DecoderOptions(steps=4, batch_size=2, pairs=2, size=32, warmup=1, bf16=False, lr=1e-3)
+
+
+def encoder() -> Encoder:
+    torch.manual_seed(3)
+    return Encoder(TINY_VGG)
+
+
+def train(folders, out: Path, options: DecoderOptions = TINY, **more) -> list[dict]:
+    records: list[dict] = []
+    train_decoder(encoder(), *folders, out, options, report=records.append, **more)
+    return records
+
+
+def test_losses_fall_and_the_file_fits(folders, tmp_path):
+    out = tmp_path / "d.safetensors"
+    records = train(folders, out, replace(TINY, steps=60, lr=3e-3, ema=0.9, identity_share=0.5), sample_minutes=0)
+    log = [json.loads(line) for line in out.with_suffix(".log.jsonl").read_text().splitlines()]
+    assert log == records
+    assert log[0]["options"]["steps"] == 60 and log[0]["photos"] == 4 and log[0]["paintings"] == 3
+    assert log[-1]["step"] == 60 and log[-1]["images_per_second"] > 0
+    state = load_file(out)
+    assert all(t.dtype == torch.float16 for t in state.values())
+    Decoder(16).load_state_dict(state)
+    with safe_open(out, "pt") as stored:
+        assert stored.metadata()["step"] == "60"
+    assert list(out.with_suffix(".samples").glob("*.png"))
+
+    first = train(folders, tmp_path / "first.safetensors", replace(TINY, steps=1, identity_share=0.5))[-1]
+    later = train(folders, tmp_path / "later.safetensors", replace(TINY, steps=1, identity_share=0.5), init=out)[-1]
+    total = [r["content"] + 10 * r["style"] + 20 * r["identity"] for r in (first, later)]
+    assert total[1] < 0.7 * total[0]
+
+
+def test_a_resumed_run_equals_an_unbroken_one(folders, tmp_path):
+    train(folders, tmp_path / "whole.safetensors")
+    broken = tmp_path / "broken.safetensors"
+    train(folders, broken, minutes=0)  # no time at all: an untrained decoder and its checkpoint
+    for _ in range(8):
+        train(folders, broken, minutes=1e-5)  # about a step at a time
+    train(folders, broken)
+    whole, resumed = load_file(tmp_path / "whole.safetensors"), load_file(broken)
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+
+def test_goes_on_after_kill_minus_nine(folders, tmp_path, weights):
+    out = tmp_path / "d.safetensors"
+    script = (
+        "import sys; from pathlib import Path; from styleapp.options import DecoderOptions;"
+        "from styleapp.weights import Weights; from styleapp.training.decoder import train_decoder;"
+        "a = [Path(p) for p in sys.argv[1:]];"
+        "train_decoder(Weights(a[0]).encoder(), a[1], a[2], a[3],"
+        "DecoderOptions(steps=10**6, batch_size=2, pairs=1, size=32, bf16=False), checkpoint_minutes=0)"
+    )
+    arguments = [sys.executable, "-c", script, *map(str, (weights, *folders, out))]
+    process = subprocess.Popen(arguments)
+    while not out.with_suffix(".ckpt").exists() and process.poll() is None:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    step = torch.load(out.with_suffix(".ckpt"), weights_only=True)["step"]
+    assert step > 0 and not out.exists()
+    options = DecoderOptions(steps=step + 2, batch_size=2, pairs=1, size=32, bf16=False)
+    records = train(folders, out, options)
+    assert records[0]["step"] == step and records[-1]["step"] == step + 2
+
+
+def test_checkpoint_of_other_options(folders, tmp_path):
+    out = tmp_path / "d.safetensors"
+    train(folders, out)
+    with pytest.raises(WeightsError, match=r"other options \(size, lr\)"):
+        train(folders, out, replace(TINY, lr=1.0, size=64))
+    assert train(folders, out, replace(TINY, steps=5))[-1]["step"] == 5
+
+
+def test_init_of_another_width(folders, tmp_path):
+    out = tmp_path / "d.safetensors"
+    train(folders, out)
+    with pytest.raises(WeightsError, match=r"not a decoder of width 0\.5"):
+        train(folders, tmp_path / "e.safetensors", replace(TINY, width=0.5), init=out)
+
+
+def test_bf16_trains_too(folders, tmp_path):
+    records = train(folders, tmp_path / "d.safetensors", replace(TINY, bf16=True))
+    assert torch.tensor([records[-1][k] for k in ("content", "style", "identity")]).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"steps": 0}, "steps must be at least 1"), ({"pairs": 9}, r"pairs must be at most batch_size \(8\), got 9")],
+)
+def test_bad_options(change, message):
+    with pytest.raises(OptionError, match=message):
+        DecoderOptions(**change)
+
+
+def test_learning_rate_rises_and_falls():
+    options = DecoderOptions(steps=100, warmup=10, lr=1.0)
+    rates = [learning_rate(i, options) for i in range(101)]
+    assert rates[0] < 0.2 and max(rates) > 0.95 and rates[100] < 1e-9
+    assert rates[20:] == sorted(rates[20:], reverse=True)
+
+
+class TestData:
+    def test_bad_files_are_named_and_left_out(self, tmp_path):
+        noise(40, 40).save(tmp_path / "good.png")
+        (tmp_path / "bad.jpg").write_text("text")
+        skipped: list[ImageError] = []
+        assert len(ImagePool(tmp_path, skipped=skipped.append)) == 1
+        assert "bad.jpg" in str(skipped[0])
+
+    def test_nothing_usable(self, tmp_path):
+        with pytest.raises(ImageError, match="no readable image among 0 files"):
+            ImagePool(tmp_path)
+        with pytest.raises(ImageError, match="not a folder"):
+            ImagePool(tmp_path / "none")
+
+    def test_crops_depend_on_the_seed_alone(self, folders):
+        pool = ImagePool(folders[0], short_side=40)
+        assert all(min(i.shape[-2:]) == 40 and i.dtype == torch.uint8 for i in pool.images)
+        torch.manual_seed(5)
+        a = pool.crops(3, 32, (0.5, 1.0))
+        torch.manual_seed(5)
+        assert torch.equal(a, pool.crops(3, 32, (0.5, 1.0)))
+        assert a.shape == (3, 3, 32, 32) and a.min() >= 0 and a.max() <= 1
+        assert not torch.equal(a, pool.crops(3, 32, (0.5, 1.0)))
+
+    def test_augmentation_keeps_range_and_shape(self, folders):
+        pool = ImagePool(folders[1])
+        for _ in range(10):
+            batch = colour_augmentation(pool.crops(5, 24, (0.5, 1.0)))
+            assert batch.shape == (5, 3, 24, 24) and batch.min() >= 0 and batch.max() <= 1
+
+    def test_patterns_are_pictures(self):
+        drawn = patterns(40, 48)
+        assert drawn.shape == (40, 3, 48, 48) and drawn.min() >= 0 and drawn.max() <= 1
+        assert (drawn.flatten(1).std(1) > 0.01).float().mean() > 0.9

@@ -78,10 +78,8 @@ def options_of(cls: type, **renamed: tuple[str, ...]) -> Callable[[Callable[...,
     types = typing.get_type_hints(cls)
 
     def decorate(verb: Callable[..., None]) -> Callable[..., None]:
-        hints = typing.get_type_hints(verb, include_extras=True)
-        parameters = [
-            p.replace(annotation=hints[n]) for n, p in inspect.signature(verb).parameters.items() if n != "options"
-        ]
+        # Not typing.get_type_hints: on Python 3.10 it wraps what defaults to None in another Optional.
+        parameters = [p for n, p in inspect.signature(verb, eval_str=True).parameters.items() if n != "options"]
         for field in dataclasses.fields(cls):
             text = " ".join(described.get(field.name, "").split())
             flag = typer.Option(*renamed.get(field.name, ()), help=text)

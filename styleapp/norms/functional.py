@@ -1,12 +1,27 @@
-"""The formula that every norm of this library is: y = γ · (x - μ) / sqrt(σ² + ε) + β."""
+"""The formula that every norm of this library is, and the transforms that give content the statistics of a style.
+
+The transforms share one call, ``f(content, style, alpha)``: features of the content, of the style (or its moments,
+where those are enough), and the strength.
+"""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from styleapp.norms.moments import Moments, moments
 
-__all__ = ["EPS", "adain", "normalize"]
+__all__ = [
+    "EPS",
+    "adain",
+    "efdm",
+    "l2_normalize",
+    "min_max_scale",
+    "normalize",
+    "standardize_weight",
+    "wct",
+    "z_score",
+]
 
 EPS = 1e-5
 
@@ -29,13 +44,98 @@ def normalize(x: Tensor, m: Moments, gamma: Tensor | None, beta: Tensor | None, 
     return y.to(x.dtype)
 
 
-def adain(content: Tensor, style: Tensor, eps: float = EPS) -> Tensor:
+def adain(content: Tensor, style: Tensor | Moments, alpha: float | Tensor = 1.0, eps: float = EPS) -> Tensor:
     """Adaptive instance normalisation: σ(s) · (c - μ(c)) / σ(c) + μ(s), with σ = sqrt(var + ε).
 
-    Huang and Belongie 2017, eq. 8. The statistics are per sample and channel, over (H, W).
+    Huang and Belongie 2017, eq. 8 and, for alpha, section 7.3. The statistics are per sample and channel.
 
     Args:
-        content, style: (N, C, H, W) and (N or 1, C, H', W').
+        content: (N, C, *).
+        style: features, (N or 1, C, *), of any size; or their moments.
+        alpha: strength in [0,1], a number or a map that broadcasts against ``content``.
+        eps: added to both variances.
     """
-    target = moments(style)
-    return normalize(content, moments(content), target.std(eps), target.mean, eps)
+    target = style if isinstance(style, Moments) else moments(style, _positions(style))
+    own = moments(content, _positions(content))
+    # The lerp of features is that of codes: one pass over the features, whatever alpha.
+    gamma = own.std(eps) * (1 - alpha) + target.std(eps) * alpha
+    beta = own.mean * (1 - alpha) + target.mean * alpha
+    return normalize(content, own, gamma, beta, eps)
+
+
+def efdm(content: Tensor, style: Tensor, alpha: float | Tensor = 1.0) -> Tensor:
+    """Exact feature distribution matching by sorting: the k-th smallest content value becomes the k-th smallest of the style.
+
+    Zhang et al. 2022 (arXiv 2203.07740), eq. 8, per sample and channel. A style of another size is
+    resampled along its sorted values. The gradient passes to the content unchanged, as in the paper.
+
+    Args:
+        content: (N, C, *).
+        style: (N or 1, C, *).
+        alpha: strength in [0,1].
+    """
+    flat = content.flatten(2)
+    wanted = style.flatten(2).to(flat.dtype).sort(dim=-1).values
+    if wanted.shape[-1] != flat.shape[-1]:
+        wanted = torch.nn.functional.interpolate(
+            wanted.float(), size=flat.shape[-1], mode="linear", align_corners=True
+        ).to(flat.dtype)
+    order = flat.argsort(dim=-1)
+    matched = torch.empty_like(flat).scatter_(-1, order, wanted.expand_as(flat)).view_as(content)
+    return content + alpha * (matched - content.detach())
+
+
+def wct(content: Tensor, style: Tensor, alpha: float | Tensor = 1.0, eps: float = EPS) -> Tensor:
+    """Whitening and colouring: the channels take on the style's mean and full covariance.
+
+    y = Σs^½ · Σc^-½ · (c - μc) + μs (Li et al. 2017, arXiv 1705.08086, eq. 2 and 3), with the symmetric
+    roots, which change the content least. Where the content has fewer positions than channels its
+    covariance is singular: eigenvalues below ``eps`` times the largest are left out, as the authors do.
+
+    Args:
+        content: (N, C, *).
+        style: (N or 1, C, *).
+        alpha: strength in [0,1].
+        eps: smallest eigenvalue that counts, relative to the largest.
+    """
+    wide = torch.promote_types(content.dtype, torch.float32)
+    flat, other = content.flatten(2).to(wide), style.flatten(2).to(wide)
+    mean, target = flat.mean(-1, keepdim=True), other.mean(-1, keepdim=True)
+    whitened = _root(flat - mean, -0.5, eps) @ (flat - mean)
+    y = (_root(other - target, 0.5, eps) @ whitened + target).view(content.shape).to(content.dtype)
+    return content + alpha * (y - content)
+
+
+def _root(centred: Tensor, power: float, eps: float) -> Tensor:
+    """Covariance (1/n) X Xᵀ of (N, C, n) to a power, leaving out its null space."""
+    covariance = centred @ centred.mT / centred.shape[-1]
+    values, vectors = torch.linalg.eigh(covariance)
+    least = eps * values.amax(-1, keepdim=True)
+    powers = torch.where(values > least, values.clamp_min(torch.finfo(values.dtype).tiny) ** power, 0.0)
+    return vectors * powers.unsqueeze(-2) @ vectors.mT
+
+
+def standardize_weight(weight: Tensor, eps: float = EPS) -> Tensor:
+    """Weight standardisation: each filter of (O, I, …) to mean 0 and variance 1 (Qiao et al. 2019, eq. 5)."""
+    return normalize(weight, moments(weight, range(1, weight.dim())), None, None, eps)
+
+
+def l2_normalize(x: Tensor, dim: int | tuple[int, ...] = 1, eps: float = 1e-12) -> Tensor:
+    """x / max(‖x‖₂, ε) along ``dim``."""
+    return x / torch.linalg.vector_norm(x, dim=dim, keepdim=True).clamp_min(eps)
+
+
+def min_max_scale(x: Tensor, dim: int | tuple[int, ...] = 1) -> Tensor:
+    """(x - min) / (max - min) along ``dim``: to [0,1]. Where all values are equal, 0."""
+    least = x.amin(dim, keepdim=True)
+    span = x.amax(dim, keepdim=True) - least
+    return (x - least) / torch.where(span > 0, span, torch.ones_like(span))
+
+
+def z_score(x: Tensor, dim: int | tuple[int, ...] = 1, eps: float = EPS) -> Tensor:
+    """(x - μ) / sqrt(σ² + ε) along ``dim``."""
+    return normalize(x, moments(x, (dim,) if isinstance(dim, int) else dim), None, None, eps)
+
+
+def _positions(x: Tensor) -> tuple[int, ...]:
+    return tuple(range(2, x.dim()))

@@ -1,0 +1,268 @@
+"""The stock norms: torch's own layers behind one constructor.
+
+Numbers, gradients, state dicts and train/eval behaviour are torch.nn's, because the kernels are; a state
+dict moves either way. What differs: every constructor is ``(num_channels, *, eps=1e-5, affine=True, …)``,
+1d, 2d and 3d are told apart by the input, and nothing else needs to be known to swap one for another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from styleapp.norms.functional import EPS, normalize
+from styleapp.norms.moments import Moments, moments
+from styleapp.norms.norm import per_channel
+
+__all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "LayerNorm2d", "RMSNorm", "SyncBatchNorm"]
+
+
+class BatchNorm(_BatchNorm):
+    """Batch normalisation (Ioffe and Szegedy 2015): μ, σ² over N and positions, for each channel.
+
+    In training the biased variance of the batch normalises and the unbiased one enters the running
+    average, running ← (1 - momentum) · running + momentum · batch, as in torch.
+
+    Args:
+        num_channels: C.
+        eps: added to the variance.
+        affine: learn γ and β, (C,).
+        momentum: weight of the new batch; None for the plain mean of all batches. For the convention of
+            Keras and of the paper see :func:`~styleapp.norms.population.momentum_from_keep`.
+        track_running_stats: without, batch statistics are used in evaluation, too.
+
+    Shape:
+        (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W), to the same.
+
+    Raises:
+        ValueError: for another shape, or one value per channel in training.
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        eps: float = EPS,
+        affine: bool = True,
+        momentum: float | None = 0.1,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(num_channels, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        _check_channels(self, input, self.num_features, least=2)
+
+
+class InstanceNorm(_InstanceNorm):
+    """Instance normalisation (Ulyanov, Vedaldi and Lempitsky 2016): μ, σ² over positions, for each sample and channel.
+
+    Unlike torch.nn's it has γ and β unless told otherwise, as every norm here. Inputs always have a batch.
+
+    Args:
+        num_channels: C.
+        eps: added to the variance.
+        affine: learn γ and β, (C,).
+        momentum, track_running_stats: running statistics, off as in torch.
+
+    Shape:
+        (N, C, L), (N, C, H, W) or (N, C, D, H, W), to the same.
+
+    Raises:
+        ValueError: for another shape, or a single position.
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        eps: float = EPS,
+        affine: bool = True,
+        momentum: float = 0.1,
+        track_running_stats: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(num_channels, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        _check_channels(self, input, self.num_features, least=3)
+
+    def _get_no_batch_dim(self) -> int:
+        return 0  # there is always a batch
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise."""
+        self._check_input_dim(input)
+        return self._apply_instance_norm(input)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation (Wu and He 2018): μ, σ² over positions and the C/G channels of a group.
+
+    C groups are instance norm, one group is layer norm over (C, H, W).
+
+    Args:
+        num_channels: C.
+        num_groups: G, a divisor of C.
+        eps: added to the variance.
+        affine: learn γ and β, (C,).
+
+    Shape:
+        (N, C, *) to the same.
+
+    Raises:
+        ValueError: if G does not divide C.
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        num_groups: int = 32,
+        eps: float = EPS,
+        affine: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(num_groups, num_channels, eps, affine, device=device, dtype=dtype)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation (Ba, Kiros and Hinton 2016) over the trailing dims, with γ and β for each element.
+
+    ``LayerNorm(D)`` on (N, L, D) normalises each token by itself, so that padding changes nothing;
+    ``LayerNorm((C, H, W))`` normalises each image. For the channels at each position see :class:`LayerNorm2d`.
+
+    Args:
+        num_channels: size of the last dim, or sizes of the last dims.
+        eps: added to the variance.
+        affine: learn γ and β of that shape.
+        bias: learn β.
+    """
+
+    def __init__(
+        self,
+        num_channels: int | Sequence[int],
+        *,
+        eps: float = EPS,
+        affine: bool = True,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        shape = num_channels if isinstance(num_channels, int) else list(num_channels)
+        super().__init__(shape, eps, affine, bias, device=device, dtype=dtype)
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Layer normalisation over the channels at each position of (N, C, *), as in ConvNeXt (Liu et al. 2022).
+
+    Args:
+        num_channels: C.
+        eps: added to the variance.
+        affine: learn γ and β, (C,).
+    """
+
+    def __init__(
+        self, num_channels: int, *, eps: float = EPS, affine: bool = True, device: Any = None, dtype: Any = None
+    ) -> None:
+        super().__init__(num_channels, eps, affine, device=device, dtype=dtype)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise. A channels_last image is not copied."""
+        return super().forward(input.movedim(1, -1)).movedim(-1, 1)
+
+
+class RMSNorm(nn.RMSNorm):
+    """Root mean square normalisation (Zhang and Sennrich 2019) over the trailing dims: x / sqrt(mean(x²) + ε) · γ.
+
+    Args:
+        num_channels: size of the last dim, or sizes of the last dims.
+        eps: added to the mean square; torch's default is that of the dtype, ours is 1e-5 as everywhere.
+        affine: learn γ of that shape.
+    """
+
+    def __init__(
+        self,
+        num_channels: int | Sequence[int],
+        *,
+        eps: float | None = EPS,
+        affine: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        shape = num_channels if isinstance(num_channels, int) else list(num_channels)
+        super().__init__(shape, eps, affine, device=device, dtype=dtype)
+
+
+class SyncBatchNorm(BatchNorm):
+    """Batch normalisation whose batch is that of all processes.
+
+    The moments of the processes merge exactly, whatever the size of each one's batch, an empty one included.
+    Works on every backend of torch.distributed, on the CPU as well (torch.nn's needs CUDA). Outside a
+    process group, with one process, and in evaluation it is :class:`BatchNorm`.
+
+    Args:
+        process_group: the processes that share; all of them by default. Others as for :class:`BatchNorm`.
+    """
+
+    def __init__(self, num_channels: int, *, process_group: Any = None, **options: Any) -> None:
+        super().__init__(num_channels, **options)
+        self.process_group = process_group
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise; in training every process of the group must call it."""
+        shared = self.training and dist.is_available() and dist.is_initialized()
+        if not shared or dist.get_world_size(self.process_group) == 1:
+            return super().forward(input)
+        self._check_input_dim(input)
+        m = self._merged(input)
+        if m.count <= 1:
+            raise ValueError(f"expected more than 1 value per channel when training, got {m.count} in all processes")
+        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
+            with torch.no_grad():
+                self.num_batches_tracked.add_(1)  # type: ignore[union-attr,operator]
+                momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum  # type: ignore[arg-type]
+                self.running_mean.lerp_(m.mean.flatten().to(self.running_mean), momentum)
+                unbiased = m.var.flatten() * (m.count / (m.count - 1))
+                self.running_var.lerp_(unbiased.to(self.running_var), momentum)
+        gamma = None if self.weight is None else per_channel(self.weight, input)
+        beta = None if self.bias is None else per_channel(self.bias, input)
+        return normalize(input, m, gamma, beta, self.eps)
+
+    def _merged(self, x: Tensor) -> Moments:
+        """n = Σ nᵢ,  μ = Σ nᵢ μᵢ / n,  σ² = Σ nᵢ (σᵢ² + (μᵢ - μ)²) / n, with gradients through all processes."""
+        from torch.distributed.nn.functional import all_gather
+
+        over = (0, *range(2, x.dim()))
+        if x.numel():
+            own = moments(x, over)
+        else:  # no element: a moment of weight zero that still takes part in the collective's backward
+            nothing = x.float().sum(over, keepdim=True)
+            own = Moments(0, nothing, nothing)
+        count = torch.full_like(own.mean, own.count)
+        packed = torch.stack([count, own.mean, own.var])
+        group = self.process_group if self.process_group is not None else dist.group.WORLD
+        counts, means, variances = torch.stack(all_gather(packed, group), 1).unbind()
+        total = counts.sum(0)
+        mean = (counts * means).sum(0) / total
+        var = (counts * (variances + (means - mean).square())).sum(0) / total
+        return Moments(int(total.flatten()[0]), mean, var)
+
+
+def _check_channels(module: nn.Module, x: Tensor, num_channels: int, least: int) -> None:
+    name = type(module).__name__
+    if not least <= x.dim() <= 5:
+        raise ValueError(f"{name} takes {least} to 5 dims (N, C, …), got shape {tuple(x.shape)}")
+    if x.shape[1] != num_channels:
+        raise ValueError(f"{name} has {num_channels} channels, the input {x.shape[1]}: shape {tuple(x.shape)}")
+
+

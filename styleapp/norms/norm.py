@@ -1,0 +1,110 @@
+"""The grid: over what the moments are taken x where γ and β come from."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from styleapp.norms.functional import EPS, normalize
+from styleapp.norms.moments import Moments, moments
+
+__all__ = ["OVER", "Norm", "Over", "per_channel", "statistics"]
+
+Over: TypeAlias = Literal["batch", "layer", "instance", "group"]
+OVER: tuple[Over, ...] = ("batch", "layer", "instance", "group")
+
+
+def statistics(x: Tensor, over: Over = "instance", num_groups: int | None = None) -> Moments:
+    """Moments of (N, C, *) that broadcast against it.
+
+    ========== =================== ============
+    over       averaged            shape
+    ========== =================== ============
+    batch      N and positions     (1, C, 1…)
+    layer      C and positions     (N, 1, 1…)
+    instance   positions           (N, C, 1…)
+    group      C/G and positions   (N, C, 1…)
+    ========== =================== ============
+
+    Args:
+        x: (N, C, *).
+        over: one of :data:`OVER`.
+        num_groups: G, for "group" alone; must divide C.
+
+    Raises:
+        ValueError: for an unknown ``over``, or groups that do not divide the channels.
+    """
+    positions = tuple(range(2, x.dim()))
+    if over == "batch":
+        return moments(x, (0, *positions))
+    if over == "layer":
+        return moments(x, (1, *positions))
+    if over == "instance":
+        return moments(x, positions)
+    if over != "group":
+        raise ValueError(f"unknown statistics {over!r}; choices: {', '.join(OVER)}")
+    channels = x.shape[1]
+    if not num_groups or channels % num_groups:
+        raise ValueError(f"num_groups must divide the {channels} channels, got {num_groups}")
+    m = moments(x.unflatten(1, (num_groups, -1)), (2, *(d + 1 for d in positions)))
+    size = channels // num_groups
+
+    def spread(t: Tensor) -> Tensor:
+        return t.squeeze(2).repeat_interleave(size, dim=1)
+
+    return Moments(m.count, spread(m.mean), spread(m.var))
+
+
+def per_channel(vector: Tensor, x: Tensor) -> Tensor:
+    """(C,) or (N, C) in a shape that broadcasts against ``x``, (N, C, *)."""
+    return vector.reshape(*(vector.shape if vector.dim() == 2 else (1, -1)), *[1] * (x.dim() - 2))
+
+
+class Norm(nn.Module):
+    """Any statistics with a learned γ and β for each channel: y = γ · (x - μ) / sqrt(σ² + ε) + β.
+
+    The plain form of the formula, in float32 statistics whatever the dtype. The named norms compute the
+    same with torch's fused kernels; this one serves points of the grid that have none.
+
+    Args:
+        num_channels: C.
+        over: see :func:`statistics`. There are no running statistics: "batch" is that of the moment.
+        num_groups: for "group".
+        eps: added to the variance.
+        affine: learn γ and β.
+
+    Shape:
+        (N, C, *) to the same.
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        over: Over = "instance",
+        *,
+        num_groups: int | None = None,
+        eps: float = EPS,
+        affine: bool = True,
+    ) -> None:
+        super().__init__()
+        if over not in OVER:
+            raise ValueError(f"unknown statistics {over!r}; choices: {', '.join(OVER)}")
+        self.num_channels = num_channels
+        self.over: Over = over
+        self.num_groups = num_groups
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(num_channels)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(num_channels)) if affine else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise."""
+        gamma = None if self.weight is None else per_channel(self.weight, x)
+        beta = None if self.bias is None else per_channel(self.bias, x)
+        return normalize(x, statistics(x, self.over, self.num_groups), gamma, beta, self.eps)
+
+    def extra_repr(self) -> str:
+        """What is shown by print(module)."""
+        groups = f", num_groups={self.num_groups}" if self.over == "group" else ""
+        return f"{self.num_channels}, over={self.over}{groups}, eps={self.eps}, affine={self.weight is not None}"

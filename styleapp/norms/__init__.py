@@ -1,9 +1,115 @@
-"""Normalisation layers as points of one grid: what the statistics span x where γ and β come from.
+"""Normalisation as one grid: what the statistics span x where γ and β come from. Depends on torch alone.
 
-Depends on torch alone.
+docs/norms.md has the grid as a table, with papers and advice.
 """
 
-from styleapp.norms.functional import EPS, adain, normalize
+from styleapp.norms.conditional import (
+    AdaptiveNorm,
+    ConditionalBatchNorm,
+    ConditionalGroupNorm,
+    ConditionalInstanceNorm,
+    ConditionalLayerNorm,
+    ConditionalNorm,
+    adabn,
+    adagn,
+    adain,
+    adaln,
+    adaptive,
+)
+from styleapp.norms.factory import NORMS, Report, convert_norms, convert_sync, freeze, make_norm, unfreeze
+from styleapp.norms.functional import (
+    EPS,
+    efdm,
+    l2_normalize,
+    min_max_scale,
+    normalize,
+    standardize_weight,
+    wct,
+    z_score,
+)
+from styleapp.norms.mixed import (
+    TLU,
+    BatchInstanceNorm,
+    FilterResponseNorm,
+    HalfInstanceNorm,
+    IBNa,
+    IBNb,
+    SwitchableNorm,
+)
 from styleapp.norms.moments import Moments, merge, moments
+from styleapp.norms.named import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, LayerNorm2d, RMSNorm, SyncBatchNorm
+from styleapp.norms.norm import OVER, Norm, statistics
+from styleapp.norms.population import (
+    DomainBatchNorm,
+    FrozenBatchNorm,
+    GhostBatchNorm,
+    batch_statistics,
+    checkpoint_safe,
+    momentum_from_keep,
+    precise_statistics,
+    shuffle_batch,
+    unshuffle_batch,
+)
+from styleapp.norms.spatial import SEAN, SPADE, feather, regional_adain
 
-__all__ = ["EPS", "Moments", "adain", "merge", "moments", "normalize"]
+__all__ = [
+    "EPS",
+    "NORMS",
+    "OVER",
+    "SEAN",
+    "SPADE",
+    "TLU",
+    "AdaptiveNorm",
+    "BatchInstanceNorm",
+    "BatchNorm",
+    "ConditionalBatchNorm",
+    "ConditionalGroupNorm",
+    "ConditionalInstanceNorm",
+    "ConditionalLayerNorm",
+    "ConditionalNorm",
+    "DomainBatchNorm",
+    "FilterResponseNorm",
+    "FrozenBatchNorm",
+    "GhostBatchNorm",
+    "GroupNorm",
+    "HalfInstanceNorm",
+    "IBNa",
+    "IBNb",
+    "InstanceNorm",
+    "LayerNorm",
+    "LayerNorm2d",
+    "Moments",
+    "Norm",
+    "RMSNorm",
+    "Report",
+    "SwitchableNorm",
+    "SyncBatchNorm",
+    "adabn",
+    "adagn",
+    "adain",
+    "adaln",
+    "adaptive",
+    "batch_statistics",
+    "checkpoint_safe",
+    "convert_norms",
+    "convert_sync",
+    "efdm",
+    "feather",
+    "freeze",
+    "l2_normalize",
+    "make_norm",
+    "merge",
+    "min_max_scale",
+    "moments",
+    "momentum_from_keep",
+    "normalize",
+    "precise_statistics",
+    "regional_adain",
+    "shuffle_batch",
+    "standardize_weight",
+    "statistics",
+    "unfreeze",
+    "unshuffle_batch",
+    "wct",
+    "z_score",
+]

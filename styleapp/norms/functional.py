@@ -13,7 +13,6 @@ from styleapp.norms.moments import Moments, moments
 
 __all__ = [
     "EPS",
-    "adain",
     "efdm",
     "l2_normalize",
     "min_max_scale",
@@ -44,27 +43,8 @@ def normalize(x: Tensor, m: Moments, gamma: Tensor | None, beta: Tensor | None, 
     return y.to(x.dtype)
 
 
-def adain(content: Tensor, style: Tensor | Moments, alpha: float | Tensor = 1.0, eps: float = EPS) -> Tensor:
-    """Adaptive instance normalisation: σ(s) · (c - μ(c)) / σ(c) + μ(s), with σ = sqrt(var + ε).
-
-    Huang and Belongie 2017, eq. 8 and, for alpha, section 7.3. The statistics are per sample and channel.
-
-    Args:
-        content: (N, C, *).
-        style: features, (N or 1, C, *), of any size; or their moments.
-        alpha: strength in [0,1], a number or a map that broadcasts against ``content``.
-        eps: added to both variances.
-    """
-    target = style if isinstance(style, Moments) else moments(style, _positions(style))
-    own = moments(content, _positions(content))
-    # The lerp of features is that of codes: one pass over the features, whatever alpha.
-    gamma = own.std(eps) * (1 - alpha) + target.std(eps) * alpha
-    beta = own.mean * (1 - alpha) + target.mean * alpha
-    return normalize(content, own, gamma, beta, eps)
-
-
 def efdm(content: Tensor, style: Tensor, alpha: float | Tensor = 1.0) -> Tensor:
-    """Exact feature distribution matching by sorting: the k-th smallest content value becomes the k-th smallest of the style.
+    """Exact feature distribution matching: the k-th smallest content value becomes the style's k-th smallest.
 
     Zhang et al. 2022 (arXiv 2203.07740), eq. 8, per sample and channel. A style of another size is
     resampled along its sorted values. The gradient passes to the content unchanged, as in the paper.
@@ -135,7 +115,3 @@ def min_max_scale(x: Tensor, dim: int | tuple[int, ...] = 1) -> Tensor:
 def z_score(x: Tensor, dim: int | tuple[int, ...] = 1, eps: float = EPS) -> Tensor:
     """(x - μ) / sqrt(σ² + ε) along ``dim``."""
     return normalize(x, moments(x, (dim,) if isinstance(dim, int) else dim), None, None, eps)
-
-
-def _positions(x: Tensor) -> tuple[int, ...]:
-    return tuple(range(2, x.dim()))

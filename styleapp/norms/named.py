@@ -101,7 +101,7 @@ class InstanceNorm(_InstanceNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Normalise."""
         self._check_input_dim(input)
-        return self._apply_instance_norm(input)
+        return self._apply_instance_norm(input)  # type: ignore[no-untyped-call]
 
 
 class GroupNorm(nn.GroupNorm):
@@ -264,5 +264,3 @@ def _check_channels(module: nn.Module, x: Tensor, num_channels: int, least: int)
         raise ValueError(f"{name} takes {least} to 5 dims (N, C, …), got shape {tuple(x.shape)}")
     if x.shape[1] != num_channels:
         raise ValueError(f"{name} has {num_channels} channels, the input {x.shape[1]}: shape {tuple(x.shape)}")
-
-

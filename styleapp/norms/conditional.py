@@ -1,0 +1,202 @@
+"""Norms whose γ and β come from a table (one row a style) or from a style's own statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from styleapp.norms.functional import EPS, normalize
+from styleapp.norms.moments import Moments
+from styleapp.norms.named import BatchNorm, GroupNorm, InstanceNorm
+from styleapp.norms.norm import Over, per_channel, statistics
+
+__all__ = [
+    "AdaptiveNorm",
+    "ConditionalBatchNorm",
+    "ConditionalGroupNorm",
+    "ConditionalInstanceNorm",
+    "ConditionalLayerNorm",
+    "ConditionalNorm",
+    "StyleIds",
+    "adabn",
+    "adagn",
+    "adain",
+    "adaln",
+    "adaptive",
+]
+
+StyleIds: TypeAlias = "int | Tensor | Sequence[int]"
+"""A row, a row for each sample (integers, (N,)), or weights over rows (floats, (S,) or (N, S))."""
+
+
+class ConditionalNorm(nn.Module):
+    """A norm without γ and β, then γ and β of a style out of a table (Dumoulin, Shlens and Kudlur 2017, eq. 5).
+
+    Args:
+        base: normalises; without affine parameters.
+        num_channels: C.
+        num_styles: rows of the table; γ starts at 1, β at 0.
+
+    Shape:
+        (N, C, *) and the styles (:data:`StyleIds`) to (N, C, *).
+    """
+
+    def __init__(self, base: nn.Module, num_channels: int, num_styles: int) -> None:
+        super().__init__()
+        self.base = base
+        self.num_channels = num_channels
+        # One parameter a row, not one table: what is frozen is out of every optimiser's reach, weight decay included.
+        self.weight = nn.ParameterList(torch.ones(num_channels) for _ in range(num_styles))
+        self.bias = nn.ParameterList(torch.zeros(num_channels) for _ in range(num_styles))
+
+    @property
+    def num_styles(self) -> int:
+        """Rows of the table."""
+        return len(self.weight)
+
+    def forward(self, x: Tensor, style: StyleIds) -> Tensor:
+        """Normalise and apply the γ and β of ``style``.
+
+        Raises:
+            IndexError: for a row that is not there.
+            ValueError: for weights that do not fit the number of rows, or ids that do not fit the batch.
+        """
+        gamma, beta = (per_channel(self._rows(table, style, x.shape[0]), x) for table in (self.weight, self.bias))
+        y: Tensor = self.base(x)
+        return torch.addcmul(beta.to(y.dtype), y, gamma.to(y.dtype))
+
+    def _rows(self, table: nn.ParameterList, style: StyleIds, batch: int) -> Tensor:
+        if isinstance(style, int):
+            if not 0 <= style < len(table):
+                raise IndexError(f"style must be 0 to {len(table) - 1}, got {style}")
+            return table[style]
+        rows = torch.stack(list(table))
+        style = torch.as_tensor(style, device=rows.device)
+        if style.is_floating_point():
+            if style.dim() not in (1, 2) or style.shape[-1] != len(table):
+                raise ValueError(f"weights over {len(table)} styles are (S,) or (N, S), got {tuple(style.shape)}")
+            return style.to(rows.dtype) @ rows
+        if style.dim() != 1 or style.shape[0] != batch:
+            raise ValueError(f"ids of styles have shape ({batch},), one for each sample, got {tuple(style.shape)}")
+        if not torch.compiler.is_compiling() and style.numel() and not 0 <= style.min() <= style.max() < len(table):
+            raise IndexError(f"styles must be 0 to {len(table) - 1}, got {style.tolist()}")
+        return rows[style]
+
+    def add_style(self, gamma: Tensor | None = None, beta: Tensor | None = None, *, freeze: bool = True) -> int:
+        """Add a row and return its number; the others are frozen unless told otherwise.
+
+        Args:
+            gamma, beta: (C,) to start from, for example a measured code; 1 and 0 by default.
+            freeze: turn off the gradients of all other rows. The base and the rest of the network are the caller's.
+        """
+        like = self.weight[0] if len(self.weight) else torch.ones(self.num_channels)
+        for table, value, default in ((self.weight, gamma, 1.0), (self.bias, beta, 0.0)):
+            if freeze:
+                table.requires_grad_(False)
+            row = torch.full_like(like, default) if value is None else value.detach().flatten().to(like).clone()
+            if row.shape != (self.num_channels,):
+                raise ValueError(f"a row has {self.num_channels} numbers, got {row.numel()}")
+            table.append(nn.Parameter(row))
+        return self.num_styles - 1
+
+
+class ConditionalInstanceNorm(ConditionalNorm):
+    """CIN: instance norm with one (γ, β) a style (Dumoulin, Shlens and Kudlur 2017). With one row it is IN."""
+
+    def __init__(self, num_channels: int, num_styles: int = 1, *, eps: float = EPS, **options: Any) -> None:
+        super().__init__(InstanceNorm(num_channels, eps=eps, affine=False, **options), num_channels, num_styles)
+
+
+class ConditionalBatchNorm(ConditionalNorm):
+    """Batch norm with one (γ, β) a class (de Vries et al. 2017, with a table)."""
+
+    def __init__(self, num_channels: int, num_styles: int = 1, *, eps: float = EPS, **options: Any) -> None:
+        super().__init__(BatchNorm(num_channels, eps=eps, affine=False, **options), num_channels, num_styles)
+
+
+class ConditionalGroupNorm(ConditionalNorm):
+    """Group norm with one (γ, β) a style."""
+
+    def __init__(self, num_channels: int, num_styles: int = 1, *, num_groups: int = 32, eps: float = EPS) -> None:
+        base = GroupNorm(num_channels, num_groups=num_groups, eps=eps, affine=False)
+        super().__init__(base, num_channels, num_styles)
+
+
+class ConditionalLayerNorm(ConditionalGroupNorm):
+    """Layer norm over (C, H, W), that is, one group, with one (γ, β) a style."""
+
+    def __init__(self, num_channels: int, num_styles: int = 1, *, eps: float = EPS) -> None:
+        super().__init__(num_channels, num_styles, num_groups=1, eps=eps)
+
+
+def adaptive(
+    content: Tensor,
+    style: Tensor | Moments,
+    alpha: float | Tensor = 1.0,
+    *,
+    over: Over = "instance",
+    num_groups: int | None = None,
+    eps: float = EPS,
+) -> Tensor:
+    """Give the content the style's moments over any axes: AdaIN, AdaLN, AdaGN or AdaBN by ``over``.
+
+    y = σ(s) · (c - μ(c)) / σ(c) + μ(s), with σ = sqrt(var + ε), both sides over the same axes. "group" with C
+    groups equals "instance", with one group "layer". The lerp of features that alpha stands for is done on
+    the codes: one pass over the features.
+
+    Args:
+        content: (N, C, *).
+        style: features, (N or 1, C, *); or moments that broadcast against the content.
+        alpha: strength in [0,1].
+        over, num_groups: see :func:`~styleapp.norms.norm.statistics`.
+        eps: added to both variances.
+    """
+    own = statistics(content, over, num_groups)
+    target = style if isinstance(style, Moments) else statistics(style, over, num_groups)
+    gamma = own.std(eps) * (1 - alpha) + target.std(eps) * alpha
+    beta = own.mean * (1 - alpha) + target.mean * alpha
+    return normalize(content, own, gamma, beta, eps)
+
+
+def adain(content: Tensor, style: Tensor | Moments, alpha: float | Tensor = 1.0, eps: float = EPS) -> Tensor:
+    """Adaptive instance normalisation (Huang and Belongie 2017, eq. 8; alpha: section 7.3): channel by channel."""
+    return adaptive(content, style, alpha, eps=eps)
+
+
+def adaln(content: Tensor, style: Tensor | Moments, alpha: float | Tensor = 1.0, eps: float = EPS) -> Tensor:
+    """The same with one mean and deviation for all channels together."""
+    return adaptive(content, style, alpha, over="layer", eps=eps)
+
+
+def adabn(content: Tensor, style: Tensor | Moments, alpha: float | Tensor = 1.0, eps: float = EPS) -> Tensor:
+    """The same with moments over the whole batch (with one sample: AdaIN)."""
+    return adaptive(content, style, alpha, over="batch", eps=eps)
+
+
+def adagn(
+    content: Tensor, style: Tensor | Moments, alpha: float | Tensor = 1.0, eps: float = EPS, *, num_groups: int = 32
+) -> Tensor:
+    """The same with one mean and deviation for each group of channels."""
+    return adaptive(content, style, alpha, over="group", num_groups=num_groups, eps=eps)
+
+
+class AdaptiveNorm(nn.Module):
+    """:func:`adaptive` as a module that holds the axes; AdaIN by default."""
+
+    def __init__(self, over: Over = "instance", *, num_groups: int | None = None, eps: float = EPS) -> None:
+        super().__init__()
+        self.over: Over = over
+        self.num_groups = num_groups
+        self.eps = eps
+
+    def forward(self, content: Tensor, style: Tensor | Moments, alpha: float | Tensor = 1.0) -> Tensor:
+        """Content features with the style's moments."""
+        return adaptive(content, style, alpha, over=self.over, num_groups=self.num_groups, eps=self.eps)
+
+    def extra_repr(self) -> str:
+        """What is shown by print(module)."""
+        groups = f", num_groups={self.num_groups}" if self.over == "group" else ""
+        return f"over={self.over}{groups}, eps={self.eps}"

@@ -46,7 +46,7 @@ def moments(x: Tensor, over: Sequence[int] = (2, 3)) -> Moments:
         ValueError: if there is nothing to average (no dimension, or an empty one).
     """
     over = tuple(over)
-    count = math.prod(x.shape[dim] for dim in over)
+    count = math.prod([x.shape[dim] for dim in over])
     if not over or count == 0:
         raise ValueError(f"moments need at least one element, got shape {tuple(x.shape)} over {over}")
     mean, var = _MeanVar.apply(x, over)
@@ -76,7 +76,7 @@ class _MeanVar(torch.autograd.Function):
     def backward(ctx: Any, grad_mean: Tensor, grad_var: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         """∂/∂x = (∂μ + 2 (x - μ) ∂σ²) / n."""
         x, mean = ctx.saved_tensors
-        count = math.prod(x.shape[dim] for dim in ctx.over)
+        count = math.prod([x.shape[dim] for dim in ctx.over])
         grad = (x.to(mean.dtype) - mean) * (2 / count * grad_var) + grad_mean / count
         return grad.to(x.dtype), None
 

@@ -134,6 +134,14 @@ class GroupNorm(nn.GroupNorm):
     ) -> None:
         super().__init__(num_groups, num_channels, eps, affine, device=device, dtype=dtype)
 
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise."""
+        if input.is_cpu and input.dim() == 4 and input.stride(1) == 1:
+            # channels_last: torch's kernel for that on the CPU takes E[x²] - E[x]², which is noise where |μ| >> σ.
+            y = super().forward(input.contiguous())
+            return y.contiguous(memory_format=torch.channels_last)
+        return super().forward(input)
+
 
 class LayerNorm(nn.LayerNorm):
     """Layer normalisation (Ba, Kiros and Hinton 2016) over the trailing dims, with γ and β for each element.
@@ -240,22 +248,36 @@ class SyncBatchNorm(BatchNorm):
 
     def _merged(self, x: Tensor) -> Moments:
         """n = Σ nᵢ,  μ = Σ nᵢ μᵢ / n,  σ² = Σ nᵢ (σᵢ² + (μᵢ - μ)²) / n, with gradients through all processes."""
-        from torch.distributed.nn.functional import all_gather
-
         over = (0, *range(2, x.dim()))
         if x.numel():
             own = moments(x, over)
         else:  # no element: a moment of weight zero that still takes part in the collective's backward
-            nothing = x.float().sum(over, keepdim=True)
+            nothing = x.to(torch.promote_types(x.dtype, torch.float32)).sum(over, keepdim=True)
             own = Moments(0, nothing, nothing)
         count = torch.full_like(own.mean, own.count)
         packed = torch.stack([count, own.mean, own.var])
-        group = self.process_group if self.process_group is not None else dist.group.WORLD
-        counts, means, variances = torch.stack(all_gather(packed, group), 1).unbind()
+        counts, means, variances = _AllGather.apply(packed, self.process_group).unbind(1)
         total = counts.sum(0)
         mean = (counts * means).sum(0) / total
         var = (counts * (variances + (means - mean).square())).sum(0) / total
         return Moments(int(total.flatten()[0]), mean, var)
+
+
+class _AllGather(torch.autograd.Function):
+    """The tensors of all processes, stacked; the gradient of one's own is the sum of all processes'."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:  # type: ignore[override]
+        ctx.group = group
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, x.contiguous(), group=group)
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        grad = grad.contiguous()
+        dist.all_reduce(grad, group=ctx.group)
+        return grad[dist.get_rank(ctx.group)], None
 
 
 def _check_channels(module: nn.Module, x: Tensor, num_channels: int, least: int) -> None:

@@ -138,8 +138,10 @@ class GroupNorm(nn.GroupNorm):
         """Normalise."""
         if input.is_cpu and input.dim() == 4 and input.stride(1) == 1:
             # channels_last: torch's kernel for that on the CPU takes E[x²] - E[x]², which is noise where |μ| >> σ.
-            y = super().forward(input.contiguous())
-            return y.contiguous(memory_format=torch.channels_last)
+            # The result does not depend on a shift of a whole group, so one that is near μ is taken off first.
+            some = input.detach()[..., ::4, ::4].unflatten(1, (self.num_groups, -1))
+            shift = some.mean((2, 3, 4), dtype=torch.promote_types(input.dtype, torch.float32))
+            input = input - per_channel(shift.repeat_interleave(self.num_channels // self.num_groups, 1), input).to(input)
         return super().forward(input)
 
 

@@ -141,7 +141,8 @@ class GroupNorm(nn.GroupNorm):
             # The result does not depend on a shift of a whole group, so one that is near μ is taken off first.
             some = input.detach()[..., ::4, ::4].unflatten(1, (self.num_groups, -1))
             shift = some.mean((2, 3, 4), dtype=torch.promote_types(input.dtype, torch.float32))
-            input = input - per_channel(shift.repeat_interleave(self.num_channels // self.num_groups, 1), input).to(input)
+            shift = shift.repeat_interleave(self.num_channels // self.num_groups, 1)
+            input = input - per_channel(shift, input).to(input)
         return super().forward(input)
 
 

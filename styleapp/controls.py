@@ -1,13 +1,34 @@
-"""Algebra on codes: what a user's controls mean."""
+"""What a user asks for, as algebra on codes: weights of styles, masks, colours, the statistics that are matched."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-from styleapp.errors import OptionError
+import torch
+from torch import Tensor
 
-__all__ = ["normalized"]
+from styleapp.errors import ImageError, OptionError, unknown_name
+from styleapp.images import Picture, quantized, unit
+from styleapp.models import StyleCode
+from styleapp.norms import Over, feather, wct_matrix
+from styleapp.options import NORM_NAMES
+
+__all__ = [
+    "Layer",
+    "Mask",
+    "Matching",
+    "Window",
+    "check_mask",
+    "colour_statistics",
+    "match_colours",
+    "match_histograms",
+    "normalized",
+    "parse_norm",
+    "weights_of",
+]
 
 
 def normalized(weights: Sequence[float]) -> list[float]:
@@ -19,3 +40,227 @@ def normalized(weights: Sequence[float]) -> list[float]:
     if any(not math.isfinite(w) or w < 0 for w in weights) or sum(weights) <= 0:
         raise OptionError(f"weights must be 0 or more, at least one above 0, got {', '.join(map(str, weights))}")
     return [w / sum(weights) for w in weights]
+
+
+# What is matched
+
+
+@dataclass(frozen=True)
+class Matching:
+    """How content takes on a style: the moments over some axes, the full covariance, or every value.
+
+    Attributes:
+        kind: "moments" (AdaIN and its kin), "wct" or "efdm".
+        over, num_groups: of the moments, as for :func:`styleapp.norms.statistics`.
+    """
+
+    kind: Literal["moments", "wct", "efdm"] = "moments"
+    over: Over = "instance"
+    num_groups: int | None = None
+
+
+def parse_norm(text: str, num_channels: int) -> Matching:
+    """ "adain", "adaln", "adagn:32", "adabn", "efdm" or "wct".
+
+    Raises:
+        OptionError: for anything else, or groups that do not divide the channels.
+    """
+    name, _, argument = text.partition(":")
+    if name not in NORM_NAMES or (argument and name != "adagn"):
+        raise unknown_name("norm", text, [*NORM_NAMES[:-1], f"{NORM_NAMES[-1]}:32"])
+    if name == "wct":
+        return Matching("wct")
+    if name == "efdm":
+        return Matching("efdm")
+    if name != "adagn":
+        over: dict[str, Over] = {"adain": "instance", "adaln": "layer", "adabn": "batch"}
+        return Matching(over=over[name])
+    groups = int(argument) if argument.isdigit() else 0
+    if not groups or num_channels % groups:
+        raise OptionError(f"adagn takes a number of groups that divides {num_channels}, such as adagn:32; got {text!r}")
+    return Matching(over="group", num_groups=groups)
+
+
+# Where it is laid on
+
+
+@dataclass(frozen=True)
+class Window:
+    """A rectangle of pixels or of features: rows top to bottom, columns left to right, the ends excluded."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.bottom - self.top, self.right - self.left
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """To index the last two dims of a tensor."""
+        return slice(self.top, self.bottom), slice(self.left, self.right)
+
+    def grown(self, by: int, size: tuple[int, int]) -> Window:
+        """With ``by`` more at each side, but not beyond a whole of ``size``."""
+        return Window(
+            max(0, self.top - by),
+            max(0, self.left - by),
+            min(size[0], self.bottom + by),
+            min(size[1], self.right + by),
+        )
+
+    def scaled(self, factor: int, size: tuple[int, int]) -> Window:
+        """In units ``factor`` times finer, within a whole of ``size``."""
+        bottom, right = min(size[0], self.bottom * factor), min(size[1], self.right * factor)
+        return Window(self.top * factor, self.left * factor, bottom, right)
+
+    def within(self, outer: Window) -> Window:
+        """The same place counted from the corner of ``outer``."""
+        return Window(self.top - outer.top, self.left - outer.left, self.bottom - outer.top, self.right - outer.left)
+
+
+@dataclass(frozen=True)
+class Mask:
+    """How much of something there is at each pixel.
+
+    Attributes:
+        values: (1, 1, H, W) of the photo's size: uint8, uint16, or float in [0,1].
+        feather: standard deviation of the Gaussian that softens its borders, in pixels.
+    """
+
+    values: Tensor
+    feather: float = 0.0
+
+    def window(self, w: Window) -> Tensor:
+        """float32 in [0,1], (1, 1, h, w): softened over the whole mask, computed for this window alone."""
+        if self.feather <= 0:
+            return unit(self.values[(..., *w.slices)])
+        height, width = self.values.shape[-2:]
+        outer = w.grown(max(1, round(3 * self.feather)), (height, width))
+        soft = feather(unit(self.values[(..., *outer.slices)]), self.feather)
+        return soft[(..., *w.within(outer).slices)]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One style on the photo, or on a region of it.
+
+    Attributes:
+        style: its code; or the features of the painting, (1, C, h, w), where more than moments is matched.
+        alpha: strength in [0,1].
+        mask: where; None for the rest, that is, where no mask of another layer is.
+    """
+
+    style: StyleCode | Tensor
+    alpha: float = 1.0
+    mask: Mask | None = None
+
+
+def weights_of(layers: Sequence[Layer], strength: Mask | None, w: Window) -> list[float | Tensor]:
+    """The share of each layer at each pixel of a window: its mask times its strength.
+
+    Masks that overlap are divided by their sum where that is above 1; what they leave free belongs to the
+    layers without a mask, of which there is at most one. A share is a number where it is the same everywhere.
+    """
+    masks = [layer.mask.window(w) for layer in layers if layer.mask is not None]
+    total = sum(masks[1:], masks[0]) if masks else None
+    shares: list[float | Tensor] = []
+    for layer in layers:
+        share: float | Tensor = 1.0
+        if total is not None and layer.mask is None:
+            share = (1 - total).clamp_min(0)
+        elif total is not None:
+            share = masks.pop(0) / total.clamp_min(1)
+        share = share * layer.alpha
+        shares.append(share if strength is None else share * strength.window(w))
+    return shares
+
+
+# Colours
+
+
+def colour_statistics(picture: Picture) -> tuple[Tensor, Tensor]:
+    """Mean (1, 3, 1) and covariance (1, 3, 3) of the colours, float64, read in strips."""
+    count, total, products = 0, torch.zeros(3, dtype=torch.float64), torch.zeros(3, 3, dtype=torch.float64)
+    for top in range(0, picture.size[0], 256):
+        x = unit(picture.pixels[:, :, top : top + 256]).flatten(2)[0].double()
+        count += x.shape[1]
+        total += x.sum(1)
+        products += x @ x.T
+    mean = total / count
+    return mean.view(1, 3, 1), (products / count - torch.outer(mean, mean))[None]
+
+
+def match_colours(picture: Picture, wanted: tuple[Tensor, Tensor]) -> Picture:
+    """The picture with the mean and covariance of colours that are ``wanted``, as :func:`colour_statistics` gives them.
+
+    CORAL (Sun et al. 2016): the linear map Σ_wanted^½ · Σ_own^-½, which keeps what is light light and what
+    is red as red as can be.
+    """
+    mean, own = colour_statistics(picture)
+    matrix = wct_matrix(own, wanted[1])[0].float()
+    offset = (wanted[0][0] - matrix.double() @ mean[0]).float()
+
+    def strip(values: Tensor) -> Tensor:
+        x = unit(values)
+        return (matrix @ x.flatten(2) + offset).view(x.shape)
+
+    return _by_strips(picture, strip)
+
+
+def match_histograms(picture: Picture, like: Picture) -> Picture:
+    """The picture with, in each channel, the distribution of values of ``like`` (to 1/1024)."""
+    bins = 1024
+
+    def cumulative(p: Picture) -> Tensor:
+        counts = torch.zeros(3, bins, dtype=torch.float64)
+        for top in range(0, p.size[0], 256):
+            index = (unit(p.pixels[:, :, top : top + 256])[0].flatten(1) * (bins - 1)).round().long()
+            for c in range(3):
+                counts[c] += torch.bincount(index[c], minlength=bins)
+        # the middle of each bin's share: a picture matched with itself stays as it is
+        return (counts.cumsum(1) - counts / 2) / counts.sum(1, keepdim=True)
+
+    own, wanted = cumulative(picture), cumulative(like)
+    grid = torch.linspace(0, 1, bins, dtype=torch.float64)
+    curves = torch.stack([_interpolate(own[c], wanted[c], grid) for c in range(3)]).float()
+
+    def strip(values: Tensor) -> Tensor:
+        index = (unit(values)[0].flatten(1) * (bins - 1)).round().long()
+        return curves.gather(1, index).view(values.shape)
+
+    return _by_strips(picture, strip)
+
+
+def _interpolate(at: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """The piecewise linear function through (x, y), x rising, at ``at``."""
+    right = torch.searchsorted(x, at).clamp(1, len(x) - 1)
+    left = right - 1
+    share = ((at - x[left]) / (x[right] - x[left]).clamp_min(1e-12)).clamp(0, 1)
+    return y[left] + share * (y[right] - y[left])
+
+
+def _by_strips(picture: Picture, change: object) -> Picture:
+    assert callable(change)
+    out = torch.empty_like(picture.pixels, memory_format=torch.channels_last)
+    for top in range(0, picture.size[0], 256):
+        rows = slice(top, top + 256)
+        out[:, :, rows] = quantized(change(picture.pixels[:, :, rows]), out.dtype)
+    return Picture(out, picture.alpha)
+
+
+def check_mask(mask: Picture, name: str) -> Tensor:
+    """The values of a grey picture as a mask, (1, 1, H, W): its transparency if it has one, else its brightness.
+
+    Raises:
+        ImageError: for a mask that is black everywhere.
+    """
+    values = mask.alpha if mask.alpha is not None and int(mask.alpha.min()) < int(mask.alpha.max()) else None
+    if values is None:
+        values = quantized(mask.rgb.mean(1, keepdim=True), torch.uint8)
+    if not bool((values > 0).any()):
+        raise ImageError(f"{name}: the mask is empty (black everywhere)")
+    return values

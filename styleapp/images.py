@@ -1,7 +1,8 @@
 """Files and PIL images to tensors and back, faithfully.
 
-Inside StyleApp an image is float RGB in [0,1], (1, 3, H, W), sRGB, upright. Everything that a file may be
-instead (palette, CMYK, 16 bits, another colour space, turned by EXIF) is settled here and nowhere else.
+Inside StyleApp an image is RGB, (1, 3, H, W), sRGB, upright, float in [0,1] where it is computed with.
+Everything that a file may be instead (palette, CMYK, another colour space, turned by EXIF) is settled here
+and nowhere else.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ __all__ = [
     "atomic_path",
     "check_output",
     "from_pil",
+    "quantized",
     "read_image",
     "save_picture",
     "save_rgb",
     "to_pil",
+    "unit",
 ]
 
 MAX_PIXELS = 200_000_000
@@ -47,6 +50,7 @@ _FORMATS = {
     ".gif": "GIF",
 }
 SUFFIXES = tuple(_FORMATS)
+_FULL = {torch.uint8: 255, torch.uint16: 65535}
 _HOLDS_ALPHA = ("PNG", "WEBP", "TIFF")
 _SAVE = {
     "JPEG": {"quality": 95, "subsampling": "4:4:4"},
@@ -57,20 +61,39 @@ _SAVE = {
 
 @dataclass(frozen=True)
 class Picture:
-    """An image as the networks take it, and its transparency.
+    """An image as it is kept: in the depth it has in its file, with its transparency.
 
     Attributes:
-        rgb: float32, (1, 3, H, W), in [0,1].
-        alpha: float32, (1, 1, H, W), 0 is transparent; None if the source is opaque by nature.
+        pixels: (1, 3, H, W): uint8, uint16, or float32 in [0,1].
+        alpha: (1, 1, H, W) in one of these types, 0 is transparent; None if the source is opaque by nature.
     """
 
-    rgb: Tensor
+    pixels: Tensor
     alpha: Tensor | None = None
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width)."""
-        return self.rgb.shape[-2], self.rgb.shape[-1]
+        return self.pixels.shape[-2], self.pixels.shape[-1]
+
+    @property
+    def rgb(self) -> Tensor:
+        """float32, (1, 3, H, W), in [0,1]: what the networks take."""
+        return unit(self.pixels)
+
+
+def unit(values: Tensor) -> Tensor:
+    """uint8, uint16 or float to float32 in [0,1]."""
+    full = _FULL.get(values.dtype)
+    return values.float() if full is None else values.float().div_(full)
+
+
+def quantized(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """float in [0,1] to uint8 or uint16, clamped and rounded; to float32, clamped."""
+    full = _FULL.get(dtype)
+    if full is None:
+        return values.float().clamp(0, 1)
+    return (values.float() * full).round_().clamp_(0, full).to(dtype)
 
 
 def read_image(source: str | os.PathLike[str] | bytes, max_pixels: int = MAX_PIXELS) -> Picture:
@@ -138,13 +161,14 @@ def from_pil(image: Image.Image, max_pixels: int = MAX_PIXELS, name: str = "imag
 
 
 def _deep_grey(image: Image.Image, name: str) -> Tensor:
-    """16-bit, 32-bit and float grey as (1, 3, H, W). Integers count up to 65535, floats up to 1 (or 255)."""
+    """16-bit, 32-bit and float grey as (1, 3, H, W). Integers count up to 65535 (uint16), floats up to 1 (or 255)."""
+    if image.mode != "F":
+        whole = np.asarray(image).clip(0, 65535).astype(np.uint16)
+        return torch.from_numpy(whole).expand(1, 3, -1, -1)
     values = torch.from_numpy(np.asarray(image).astype(np.float32))
     if not torch.isfinite(values).all():
         raise ImageError(f"{name}: has pixels that are infinite or not a number")
-    if image.mode != "F":
-        values = values / 65535
-    elif values.max() > 1:
+    if values.max() > 1:
         values = values / 255
     return values.clamp(0, 1).expand(1, 3, -1, -1).contiguous()
 
@@ -174,16 +198,24 @@ def _to_srgb(image: Image.Image) -> Image.Image:
 
 
 def _tensor(image: Image.Image) -> Tensor:
-    """8-bit RGB or L to (1, C, H, W) in [0,1], as channels_last: PIL's own order, so nothing is moved."""
-    array = torch.from_numpy(np.array(image))
-    return array.view(1, image.height, image.width, -1).permute(0, 3, 1, 2).float().div_(255)
+    """8-bit RGB or L to (1, C, H, W), uint8, as channels_last: PIL's own order, so nothing is moved."""
+    array = np.empty((image.height, image.width, len(image.getbands())), np.uint8)
+    for top in range(0, image.height, 256):  # numpy's own conversion of a whole image takes three times its memory
+        strip = image.crop((0, top, image.width, min(top + 256, image.height)))
+        array[top : top + 256] = np.asarray(strip).reshape(strip.height, strip.width, -1)
+    return torch.from_numpy(array).unsqueeze(0).permute(0, 3, 1, 2)
 
 
 def to_pil(picture: Picture) -> Image.Image:
     """An 8-bit PIL image: RGB, or RGBA if there is transparency. Values are clamped and rounded."""
-    layers = picture.rgb if picture.alpha is None else torch.cat([picture.rgb, picture.alpha.to(picture.rgb)], 1)
-    array = layers[0].float().mul(255).round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0)
-    return Image.fromarray(array.contiguous().cpu().numpy())
+
+    def eight_bits(values: Tensor) -> Tensor:
+        return values if values.dtype == torch.uint8 else quantized(unit(values), torch.uint8)
+
+    layers = eight_bits(picture.pixels)
+    if picture.alpha is not None:
+        layers = torch.cat([layers, eight_bits(picture.alpha).to(layers.device)], 1)
+    return Image.fromarray(layers[0].permute(1, 2, 0).contiguous().cpu().numpy())
 
 
 def check_output(path: Path, overwrite: bool = False) -> None:

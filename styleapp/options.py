@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from styleapp.errors import OptionError
+from styleapp.errors import OptionError, unknown_name
 
-__all__ = ["DEVICES", "PRECISIONS", "DecoderOptions", "Options"]
+__all__ = ["COLOURS", "DEVICES", "NORM_NAMES", "PRECISIONS", "DecoderOptions", "Options"]
 
 DEVICES = ("auto", "cpu", "cuda", "cuda:0")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+COLOURS = ("none", "luma", "coral", "histogram", "palette")
+NORM_NAMES = ("adain", "adaln", "adabn", "efdm", "wct", "adagn")
 
 
 @dataclass(frozen=True)
@@ -23,13 +25,36 @@ class Options:
         alpha: strength of the style, 0 (the photo) to 1.
         size: short side of the result in pixels, 0 for that of the photo.
         style_size: short side at which the painting is measured: larger means broader strokes.
+        norm: which statistics of the photo become those of the painting: adain (each channel's), adaln (all
+            channels'), adagn:G (those of G groups), adabn (each channel's over a batch, which for one photo is
+            adain), wct (the covariance too), efdm (every value). The last two need a painting, not a built-in style.
+        color: none (the painting's), luma (the photo's colours, stylized brightness), coral or histogram (the
+            painting is recoloured to the photo before it is measured), palette (the painting's colours alone, on the
+            photo as it is).
+        tile: auto (as large as memory allows), off (the photo in one piece), or the longest side of a tile in pixels.
+            The result is the same.
+        max_memory: what the process may occupy in all, such as 2GB; by default half of what is free.
+        feather: softness of the borders of masks, in pixels.
     """
 
     alpha: float = 1.0
     size: int = 0
     style_size: int = 512
+    norm: str = "adain"
+    color: str = "none"
+    tile: str = "auto"
+    max_memory: str = ""
+    feather: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.norm.partition(":")[0] not in NORM_NAMES:
+            raise unknown_name("norm", self.norm, [*NORM_NAMES[:-1], "adagn:32"])
+        if self.color not in COLOURS:
+            raise unknown_name("color", self.color, COLOURS)
+        if self.tile not in ("auto", "off") and not (self.tile.isdigit() and int(self.tile) >= 16):
+            raise OptionError(f"tile must be auto, off, or a side of at least 16 pixels, got {self.tile!r}")
+        if not 0 <= self.feather <= 1000:
+            raise OptionError(f"feather must be from 0 to 1000 pixels, got {self.feather:g}")
         if not 0 <= self.alpha <= 1:
             raise OptionError(f"alpha must be from 0 to 1, got {self.alpha:g}")
         if self.size < 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,14 +12,26 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from styleapp.controls import normalized
+from styleapp.controls import (
+    Layer,
+    Mask,
+    Matching,
+    check_mask,
+    colour_statistics,
+    match_colours,
+    match_histograms,
+    normalized,
+    parse_norm,
+)
+from styleapp.engine import make_plan, render
 from styleapp.errors import DeviceError, ImageError, OptionError, unknown_name
-from styleapp.images import MAX_PIXELS, Picture, from_pil, read_image, to_pil
+from styleapp.images import MAX_PIXELS, Picture, from_pil, quantized, read_image, to_pil, unit
+from styleapp.memory import parse_bytes
 from styleapp.models import StyleCode, Stylizer
 from styleapp.options import DEVICES, PRECISIONS, Options
 from styleapp.weights import StyleGallery, Weights
 
-__all__ = ["Options", "Source", "Style", "StyleTransfer"]
+__all__ = ["Options", "Region", "Source", "Style", "StyleTransfer"]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -28,6 +40,9 @@ Source: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | Picture"
 
 Style: TypeAlias = "Source | StyleCode | Mapping[Any, float] | Sequence[tuple[Any, float]]"
 """A style: the name of a built-in one, a painting, a code, or several of these with weights."""
+
+Region: TypeAlias = "tuple[Source, Style, float]"
+"""A mask, the style that it gets, and its strength."""
 
 
 class StyleTransfer:
@@ -65,32 +80,143 @@ class StyleTransfer:
             files.stylizer().to(self.device, _DTYPES[self.precision]).to(memory_format=torch.channels_last)
         )
 
-    def stylize(self, content: Source, style: Style, **options: Any) -> Image.Image:
+    def stylize(
+        self,
+        content: Source,
+        style: Style | None = None,
+        *,
+        regions: Sequence[Region] = (),
+        alpha_map: Source | None = None,
+        note: Callable[[str], None] = lambda text: None,
+        **options: Any,
+    ) -> Image.Image:
         """The photo ``content`` in the style ``style``: 8-bit RGB, or RGBA if the photo has transparency.
 
         Args:
             content: a photo.
             style: the name of a built-in style, a painting (path or PIL image), a :class:`StyleCode`, or
-                a dict or a list of pairs of these with weights, which are normalised to sum 1.
+                a dict or a list of pairs of these with weights, which are normalised to sum 1. None leaves
+                the photo as it is where no region is.
+            regions: (mask, style, alpha): white of a grey picture, or "alpha" for what is opaque in the photo,
+                takes this style at this strength. Masks of another size are resized; where they overlap they
+                share; the rest keeps ``style``.
+            alpha_map: a grey picture that scales the strength at each place.
+            note: told what a user should know: resized masks, smaller tiles.
             options: the fields of :class:`Options`.
 
         Raises:
             OptionError: for options or a style name outside what is allowed.
-            ImageError: for a photo or painting that cannot be used.
+            ImageError: for a photo, painting or mask that cannot be used.
         """
         chosen = make_options(options)
         picture = self.fit(content, chosen)
-        return to_pil(self.render(picture, self.code(style, chosen.style_size), chosen.alpha))
+        return to_pil(self.picture(picture, style, chosen, regions=regions, alpha_map=alpha_map, note=note))
 
     @torch.inference_mode()
+    def picture(
+        self,
+        photo: Picture,
+        style: Style | None,
+        options: Options,
+        *,
+        regions: Sequence[Region] = (),
+        alpha_map: Source | None = None,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> Picture:
+        """As :meth:`stylize`, from a photo of final size, to a picture of its depth."""
+        if style is None and not regions:
+            raise OptionError("a style is needed, or a region with one")
+        if options.color == "palette":
+            if style is None or regions:
+                raise OptionError("color palette takes one style and no regions")
+            painting = self._painting(style, options, "color palette")
+            wanted = colour_statistics(painting)
+            own = colour_statistics(photo)
+            blend = [a + options.alpha * (b - a) for a, b in zip(own, wanted, strict=True)]
+            return match_colours(photo, (blend[0], blend[1]))
+        matching = parse_norm(options.norm, self.stylizer.encoder.num_channels)
+        layers = [] if style is None else [Layer(self._target(style, options, matching, photo), options.alpha)]
+        for mask, of_region, alpha in regions:
+            if not 0 <= alpha <= 1:
+                raise OptionError(f"the strength of a region must be from 0 to 1, got {alpha:g}")
+            values = self._mask(mask, photo, "mask", note)
+            layers.append(
+                Layer(self._target(of_region, options, matching, photo), alpha, Mask(values, options.feather))
+            )
+        strength = None
+        if alpha_map is not None:
+            strength = Mask(self._mask(alpha_map, photo, "strength map", note), options.feather)
+        return self._rendered(photo, layers, options, matching, strength, note)
+
     def render(self, picture: Picture, code: StyleCode, alpha: float = 1.0) -> Picture:
         """Stylize a picture of final size with a code; its transparency is kept."""
+        return self._rendered(picture, [Layer(code, alpha)], Options())
+
+    def _rendered(
+        self,
+        picture: Picture,
+        layers: Sequence[Layer],
+        options: Options,
+        matching: Matching = Matching(),  # noqa: B008 - frozen
+        strength: Mask | None = None,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> Picture:
         _check_side(picture, self.stylizer.min_size, "photo")
-        if alpha == 0:
+        if all(layer.alpha == 0 for layer in layers):
             return picture
-        image = picture.rgb.to(self.device, memory_format=torch.channels_last)
-        rgb = self.stylizer(image, code.to(self.device), alpha)
-        return Picture(rgb.clamp_(0, 1).cpu(), picture.alpha)
+        tile = {"auto": None, "off": max(picture.size) + 7}.get(options.tile, options.tile)
+        plan = make_plan(
+            self.stylizer,
+            picture.size,
+            self.device,
+            tile=None if tile is None else int(tile),
+            budget=parse_bytes(options.max_memory) if options.max_memory else None,
+        )
+        luma = options.color == "luma"
+        return render(self.stylizer, picture, layers, plan, matching=matching, strength=strength, luma=luma, note=note)
+
+    def _target(self, style: Style, options: Options, matching: Matching, photo: Picture) -> StyleCode | Tensor:
+        """What the engine needs of a style: its code, or all its features."""
+        recolour = options.color in ("coral", "histogram")
+        if matching.kind == "moments" and not recolour:
+            return self.code(style, options.style_size)
+        painting = self._painting(style, options, options.norm if not recolour else f"color {options.color}")
+        if options.color == "coral":
+            painting = match_colours(painting, colour_statistics(photo))
+        elif options.color == "histogram":
+            painting = match_histograms(painting, photo)
+        if matching.kind == "moments":
+            return self.measure(painting, options.style_size)
+        fitted = _scaled(painting, options.style_size, "style", self.stylizer.min_size, self.max_pixels)
+        return self.stylizer.encoder(fitted.rgb.to(self.device, memory_format=torch.channels_last))
+
+    def _painting(self, style: Style, options: Options, why: str) -> Picture:
+        """The pixels of a style that is one painting."""
+        named = isinstance(style, str) and style in self.gallery.styles
+        if (
+            named
+            or isinstance(style, (StyleCode, Mapping))
+            or (isinstance(style, Sequence) and not isinstance(style, (str, bytes)))
+        ):
+            what = f"the built-in style {style!r} is a code" if named else "a mix or a code is not one"
+            raise OptionError(f"{why} needs a painting to look at, and {what}: give one image file as the style")
+        if isinstance(style, str) and not _looks_like_path(style):
+            raise unknown_name("style", style, self.gallery.styles)
+        return self._read(style, "style")
+
+    def _mask(self, source: Source, photo: Picture, role: str, note: Callable[[str], None]) -> Tensor:
+        """A mask of the photo's size."""
+        if source == "alpha":
+            if photo.alpha is None:
+                raise OptionError("the mask 'alpha' is the photo's transparency, and this photo has none")
+            return photo.alpha
+        name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else role
+        values = check_mask(self._read(source, role), name)
+        if tuple(values.shape[-2:]) != photo.size:
+            height, width = values.shape[-2:]
+            note(f"{name}: the mask is {width}x{height}, resized to the photo's {photo.size[1]}x{photo.size[0]}")
+            values = _resized(values, list(photo.size))
+        return values
 
     def fit(self, content: Source, options: Options) -> Picture:
         """Read a photo and scale it to ``options.size``."""
@@ -209,12 +335,15 @@ def _scaled(picture: Picture, short_side: int, role: str, least: int, max_pixels
         raise ImageError(f"{role} of {width}x{height} at a short side of {short_side} would be {size[1]}x{size[0]}, "
                          f"more than the {max_pixels / 1e6:g} megapixels allowed")  # fmt: skip
 
-    def resize(layer: Tensor) -> Tensor:
-        mode = v2.InterpolationMode.BICUBIC
-        resized: Tensor = v2.functional.resize(layer, size, interpolation=mode, antialias=True)
-        return resized.clamp_(0, 1)
+    return Picture(_resized(picture.pixels, size), None if picture.alpha is None else _resized(picture.alpha, size))
 
-    return Picture(resize(picture.rgb), None if picture.alpha is None else resize(picture.alpha))
+
+def _resized(pixels: Tensor, size: list[int]) -> Tensor:
+    """Bicubic, antialiased, in the same type of pixels."""
+    values = pixels if pixels.dtype == torch.uint8 else unit(pixels)
+    mode = v2.InterpolationMode.BICUBIC
+    resized: Tensor = v2.functional.resize(values, size, interpolation=mode, antialias=True)
+    return resized if pixels.dtype == torch.uint8 else quantized(resized, pixels.dtype)
 
 
 def _check_side(picture: Picture, least: int, role: str) -> None:

@@ -56,7 +56,7 @@ def test_transparent_colour_of_a_palette(tmp_path):
     image.save(tmp_path / "p.png", transparency=0)
     picture = read_image(tmp_path / "p.png")
     assert picture.alpha is not None
-    assert picture.alpha[0, 0, 0, 0] == 0 and picture.alpha[0, 0, 1, 1] == 1
+    assert picture.alpha[0, 0, 0, 0] == 0 and picture.alpha[0, 0, 1, 1] == 255
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

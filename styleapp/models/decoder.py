@@ -57,6 +57,15 @@ class Decoder(nn.Module):
             if name != "up":
                 self.add_module(name, ReflectConv2d(channels, out))
 
+    @property
+    def radius(self) -> int:
+        """How many pixels beside its own 8x8 a feature has a part in: Σ over 3x3 convolutions of their stride."""
+        stride = 2 ** self.names.count("up")
+        radius = 0
+        for name in self.names:
+            stride, radius = (stride // 2, radius) if name == "up" else (stride, radius + stride)
+        return radius
+
     def forward(self, x: Tensor) -> Tensor:
         """Features to a picture, in the dtype of the weights."""
         x = x.to(next(self.parameters()).dtype)

@@ -54,6 +54,14 @@ class Encoder(nn.Module):
                 channels = layer
         self.num_channels = channels
 
+    @property
+    def radius(self) -> int:
+        """How many pixels beside its own 8x8 a last feature sees: Σ over the 3x3 convolutions of their stride."""
+        radius, stride = 0, 1
+        for name in self.names:
+            stride, radius = (2 * stride, radius) if name == "M" else (stride, radius + stride)
+        return radius
+
     def forward(self, image: Tensor) -> Tensor:
         """The features of the last layer (relu4_1)."""
         return self.features(image, [self.names[-1].replace("conv", "relu")])[-1]

@@ -19,12 +19,14 @@ from styleapp.norms.conditional import (
 from styleapp.norms.factory import NORMS, Report, convert_norms, convert_sync, freeze, make_norm, unfreeze
 from styleapp.norms.functional import (
     EPS,
+    covariance,
     efdm,
     l2_normalize,
     min_max_scale,
     normalize,
     standardize_weight,
     wct,
+    wct_matrix,
     z_score,
 )
 from styleapp.norms.mixed import (
@@ -38,7 +40,7 @@ from styleapp.norms.mixed import (
 )
 from styleapp.norms.moments import Moments, merge, moments
 from styleapp.norms.named import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, LayerNorm2d, RMSNorm, SyncBatchNorm
-from styleapp.norms.norm import OVER, Norm, statistics
+from styleapp.norms.norm import OVER, Norm, Over, pool_moments, statistics
 from styleapp.norms.population import (
     DomainBatchNorm,
     FrozenBatchNorm,
@@ -80,6 +82,7 @@ __all__ = [
     "LayerNorm2d",
     "Moments",
     "Norm",
+    "Over",
     "RMSNorm",
     "Report",
     "SwitchableNorm",
@@ -93,6 +96,7 @@ __all__ = [
     "checkpoint_safe",
     "convert_norms",
     "convert_sync",
+    "covariance",
     "efdm",
     "feather",
     "freeze",
@@ -103,6 +107,7 @@ __all__ = [
     "moments",
     "momentum_from_keep",
     "normalize",
+    "pool_moments",
     "precise_statistics",
     "regional_adain",
     "shuffle_batch",
@@ -111,5 +116,6 @@ __all__ = [
     "unfreeze",
     "unshuffle_batch",
     "wct",
+    "wct_matrix",
     "z_score",
 ]

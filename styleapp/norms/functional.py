@@ -13,12 +13,14 @@ from styleapp.norms.moments import Moments, moments
 
 __all__ = [
     "EPS",
+    "covariance",
     "efdm",
     "l2_normalize",
     "min_max_scale",
     "normalize",
     "standardize_weight",
     "wct",
+    "wct_matrix",
     "z_score",
 ]
 
@@ -60,7 +62,7 @@ def efdm(content: Tensor, style: Tensor, alpha: float | Tensor = 1.0) -> Tensor:
         wanted = torch.nn.functional.interpolate(
             wanted.float(), size=flat.shape[-1], mode="linear", align_corners=True
         ).to(flat.dtype)
-    order = flat.argsort(dim=-1)
+    order = flat.argsort(dim=-1, stable=True)  # many features are exactly 0 after a ReLU
     matched = torch.empty_like(flat).scatter_(-1, order, wanted.expand_as(flat)).view_as(content)
     return content + alpha * (matched - content.detach())
 
@@ -79,16 +81,26 @@ def wct(content: Tensor, style: Tensor, alpha: float | Tensor = 1.0, eps: float 
         eps: smallest eigenvalue that counts, relative to the largest.
     """
     wide = torch.promote_types(content.dtype, torch.float32)
-    flat, other = content.flatten(2).to(wide), style.flatten(2).to(wide)
-    mean, target = flat.mean(-1, keepdim=True), other.mean(-1, keepdim=True)
-    whitened = _root(flat - mean, -0.5, eps) @ (flat - mean)
-    y = (_root(other - target, 0.5, eps) @ whitened + target).view(content.shape).to(content.dtype)
+    flat = content.flatten(2).to(wide)
+    (mean, own), (target, wanted) = covariance(flat), covariance(style.flatten(2).to(wide))
+    y = (wct_matrix(own, wanted, eps) @ (flat - mean) + target).view(content.shape).to(content.dtype)
     return content + alpha * (y - content)
 
 
-def _root(centred: Tensor, power: float, eps: float) -> Tensor:
-    """Covariance (1/n) X Xᵀ of (N, C, n) to a power, leaving out its null space."""
-    covariance = centred @ centred.mT / centred.shape[-1]
+def covariance(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (N, C, 1) and biased covariance (N, C, C) of (N, C, positions)."""
+    mean = x.mean(-1, keepdim=True)
+    centred = x - mean
+    return mean, centred @ centred.mT / x.shape[-1]
+
+
+def wct_matrix(content: Tensor, style: Tensor, eps: float = EPS) -> Tensor:
+    """A = Σs^½ · Σc^-½ of :func:`wct`, from the covariances (N, C, C): y = A (x - μc) + μs."""
+    return _root(style, 0.5, eps) @ _root(content, -0.5, eps)
+
+
+def _root(covariance: Tensor, power: float, eps: float) -> Tensor:
+    """A symmetric matrix to a power, leaving out its null space."""
     values, vectors = torch.linalg.eigh(covariance)
     least = eps * values.amax(-1, keepdim=True)
     powers = torch.where(values > least, values.clamp_min(torch.finfo(values.dtype).tiny) ** power, 0.0)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from styleapp.norms.functional import EPS, normalize
 from styleapp.norms.moments import Moments, moments
 
-__all__ = ["OVER", "Norm", "Over", "per_channel", "statistics"]
+__all__ = ["OVER", "Norm", "Over", "per_channel", "pool_moments", "statistics"]
 
 Over: TypeAlias = Literal["batch", "layer", "instance", "group"]
 OVER: tuple[Over, ...] = ("batch", "layer", "instance", "group")
@@ -55,6 +55,38 @@ def statistics(x: Tensor, over: Over = "instance", num_groups: int | None = None
         return t.squeeze(2).repeat_interleave(size, dim=1)
 
     return Moments(m.count, spread(m.mean), spread(m.var))
+
+
+def pool_moments(m: Moments, over: Over = "instance", num_groups: int | None = None) -> Moments:
+    """Moments over ``over`` from those of each instance, without another look at the tensor.
+
+    μ = mean of μ_c, σ² = mean of σ_c² + (μ_c - μ)², over the channels of a group ("group"), all channels
+    ("layer"), or the samples ("batch"): the merge of parts of equal count.
+
+    Args:
+        m: as ``statistics(x, "instance")`` gives it, (N, C, 1…).
+        over, num_groups: as for :func:`statistics`. "layer" comes back as (N, C, 1…), all channels alike.
+
+    Raises:
+        ValueError: for an unknown ``over``, or groups that do not divide the channels.
+    """
+    if over == "instance":
+        return m
+    if over == "batch":
+        mean = m.mean.mean(0, keepdim=True)
+        var = (m.var + (m.mean - mean).square()).mean(0, keepdim=True)
+        return Moments(m.count * m.mean.shape[0], mean, var)
+    if over not in OVER:
+        raise ValueError(f"unknown statistics {over!r}; choices: {', '.join(OVER)}")
+    channels = m.mean.shape[1]
+    groups = 1 if over == "layer" else num_groups
+    if not groups or channels % groups:
+        raise ValueError(f"num_groups must divide the {channels} channels, got {num_groups}")
+    means, variances = (t.unflatten(1, (groups, -1)) for t in (m.mean, m.var))
+    mean = means.mean(2, keepdim=True)
+    var = (variances + (means - mean).square()).mean(2, keepdim=True)
+    size = channels // groups
+    return Moments(m.count * size, *(t.squeeze(2).repeat_interleave(size, dim=1) for t in (mean, var)))
 
 
 def per_channel(vector: Tensor, x: Tensor) -> Tensor:

@@ -1,0 +1,54 @@
+"""How much memory there is, and how much this process has taken."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import torch
+
+from styleapp.errors import OptionError
+
+__all__ = ["available", "is_out_of_memory", "parse_bytes", "resident"]
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def parse_bytes(text: str) -> int:
+    """The number of bytes in "2GB", "500 MB" or "1500000000".
+
+    Raises:
+        OptionError: for anything else, or nothing.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.I)
+    if not match or float(match[1]) == 0:
+        raise OptionError(f"memory is a size such as 2GB or 500MB, got {text!r}")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def resident() -> int:
+    """Bytes of physical memory that this process occupies; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def available(device: torch.device) -> int:
+    """Bytes that can be taken on a device without driving anything else out; a guess where it does not tell."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    try:
+        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+        return int(found[1]) * 1024 if found else 4 * 10**9
+    except OSError:
+        return 4 * 10**9
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on the CPU or on a GPU."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

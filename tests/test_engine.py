@@ -1,0 +1,339 @@
+"""Tiles: the same picture, whatever the tile, the controls and the memory."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from styleapp import engine
+from styleapp.controls import Layer, Mask, Matching
+from styleapp.engine import Plan, even, make_plan, measure_content, one_piece, render
+from styleapp.errors import OptionError
+from styleapp.images import Picture
+from styleapp.models import Decoder, Encoder, StyleCode, Stylizer, code_from_moments
+from styleapp.norms import moments
+from styleapp.pipeline import StyleTransfer
+
+TINY = (4, 4, "M", 6, 6, "M", 8, 8, 8, 8, "M", 16)
+
+
+def network() -> Stylizer:
+    """Random filters of a scale that keeps the activations alive; torch's own make a flat grey of everything."""
+    torch.manual_seed(3)
+    made = Stylizer(Encoder(TINY), Decoder(16)).eval().requires_grad_(False)
+    for layer in [*made.encoder.children(), *made.decoder.children()]:
+        torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        torch.nn.init.zeros_(layer.bias)
+    last = made.decoder.conv1_1
+    last.weight.mul_(3)
+    last.bias.fill_(0.5)
+    return made
+
+
+NETWORK = network()
+MATCHINGS = [
+    Matching(),
+    Matching(over="layer"),
+    Matching(over="batch"),
+    Matching(over="group", num_groups=4),
+    Matching("wct"),
+    Matching("efdm"),
+]
+
+
+def picture(height: int, width: int, seed: int = 0) -> Picture:
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 3, 5, 7, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
+    return Picture((smooth + 0.1 * torch.rand(1, 3, height, width, generator=generator)).clamp(0, 1))
+
+
+def style(seed: int) -> torch.Tensor:
+    return NETWORK.encoder(picture(40, 56, seed).rgb)
+
+
+def code(seed: int) -> StyleCode:
+    return code_from_moments(moments(style(seed)))
+
+
+def whole(p: Picture) -> Plan:
+    return one_piece(p.size)
+
+
+def difference(a: Picture, b: Picture) -> float:
+    return float((a.rgb - b.rgb).abs().max())
+
+
+def test_the_network_of_these_tests_is_alive():
+    """Otherwise every picture would be equal to every other."""
+    found = render(NETWORK, picture(64, 64), [Layer(code(1))], one_piece((64, 64))).rgb
+    other = render(NETWORK, picture(64, 64), [Layer(code(2))], one_piece((64, 64))).rgb
+    assert found.std() > 0.1 and (found - other).abs().mean() > 0.02
+    assert ((found > 0) & (found < 1)).float().mean() > 0.8
+
+
+def test_one_tile_is_the_plain_network():
+    p = picture(50, 61)
+    for alpha in (1.0, 0.6):
+        found = render(NETWORK, p, [Layer(code(1), alpha)], whole(p))
+        assert torch.allclose(found.rgb, NETWORK(p.rgb, code(1), alpha).clamp(0, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+def test_radius_of_the_encoder(stride):
+    """Change one pixel: features further away than the radius keep every bit, the farthest within it change."""
+    p = torch.rand(1, 3, 160, 160, dtype=torch.float64)
+    encoder = NETWORK.encoder.double()
+    try:
+        at = 80 + stride
+        moved = p.clone()
+        moved[0, :, at, at] += 0.5
+        changed = (encoder(p) != encoder(moved)).any(1)[0].any(1).nonzero().flatten()
+        first, last = 8 * int(changed[0]), 8 * int(changed[-1]) + 7
+        assert first - encoder.radius <= at <= last + encoder.radius
+        assert encoder.radius == 30
+    finally:
+        NETWORK.float()
+
+
+def positive(module: torch.nn.Module) -> torch.nn.Module:
+    """Filters that let every change through."""
+    for name, parameter in module.double().requires_grad_(False).named_parameters():
+        parameter.fill_(0.1 if name.endswith("weight") else 0.0)
+    return module
+
+
+def test_radius_is_tight():
+    encoder = positive(Encoder((1, 1, "M", 1, 1, "M", 1, 1, 1, 1, "M", 1)))
+    for distance, seen in ((30, True), (31, False)):
+        p = torch.zeros(1, 3, 160, 160, dtype=torch.float64)
+        p[0, :, 80 - distance, 80 - distance] = 1e6
+        assert bool(encoder(p)[0, 0, 10, 10] != 0) is seen
+
+
+def test_radius_of_the_decoder():
+    decoder = positive(Decoder(16))
+    x = torch.zeros(1, 16, 20, 20, dtype=torch.float64)
+    x[..., 10, 10] = 1e6
+    rows = decoder(x)[0, 0].any(1).nonzero().flatten()
+    assert (int(rows[0]), int(rows[-1])) == (80 - decoder.radius, 87 + decoder.radius)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(16, 200),
+    width=st.integers(16, 200),
+    tile=st.sampled_from([16, 24, 40, 64, 128]),
+    keep=st.booleans(),
+    matching=st.sampled_from(MATCHINGS),
+    alpha=st.sampled_from([1.0, 0.5]),
+    masks=st.integers(0, 2),
+    softness=st.sampled_from([0.0, 3.0]),
+    strength=st.booleans(),
+    luma=st.booleans(),
+)
+def test_tiled_equals_untiled(height, width, tile, keep, matching, alpha, masks, softness, strength, luma):
+    p = picture(height, width)
+    wants_features = matching.kind != "moments"
+    styles = [style(i) if wants_features else code(i) for i in range(3)]
+    layers = [Layer(styles[0], alpha)]
+    for i in range(masks):
+        mask = torch.zeros(1, 1, height, width, dtype=torch.uint8)
+        mask[..., : height // (i + 2), width // 3 :] = 255
+        layers.append(Layer(styles[i + 1], 1.0 - 0.3 * i, Mask(mask, softness)))
+    options = {"matching": matching, "luma": luma}
+    if strength:
+        options["strength"] = Mask(torch.linspace(0, 1, width).expand(1, 1, height, width))
+    tiles = Plan(even(p.size, tile), keep or matching.kind == "efdm")
+    found = render(NETWORK, p, layers, tiles, **options)
+    wanted = render(NETWORK, p, layers, whole(p), **options)
+    if matching.kind == "efdm":  # goes by ranks: rounding that swaps two neighbours moves them by a step
+        assert (found.rgb - wanted.rgb).abs().mean() < 2e-4
+    else:
+        assert difference(found, wanted) < 2e-4
+
+
+def test_mixing_tiles():
+    p = picture(90, 70)
+    mixed = StyleCode.mix([code(1), code(2)], [0.3, 0.7])
+    found = render(NETWORK, p, [Layer(mixed)], Plan((32, 32)))
+    assert difference(found, render(NETWORK, p, [Layer(mixed)], whole(p))) < 2e-4
+
+
+def test_long_and_thin():
+    p = picture(16, 3000)
+    found = render(NETWORK, p, [Layer(code(1))], Plan(even(p.size, 256)))
+    assert found.size == (16, 3000)
+    assert difference(found, render(NETWORK, p, [Layer(code(1))], whole(p))) < 2e-4
+
+
+def test_bfloat16_tiles_are_close():
+    half = network().bfloat16()
+    p = picture(150, 130)
+    plans = [Plan((48, 48)), whole(p)]
+    a, b = (render(half, p, [Layer(code(1))], plan).rgb for plan in plans)
+    assert -10 * (a - b).square().mean().log10() > 45
+
+
+class TestRegions:
+    p = picture(96, 128)
+    left = torch.zeros(1, 1, 96, 128, dtype=torch.uint8)
+    left[..., :64] = 255
+
+    def test_far_from_the_border_a_region_is_as_the_whole_in_its_style(self):
+        mask = Mask(self.left)
+        found = render(NETWORK, self.p, [Layer(code(0)), Layer(code(1), 1.0, mask)], whole(self.p)).rgb
+        for k, columns in ((1, slice(0, 24)), (0, slice(104, 128))):
+            alone = render(NETWORK, self.p, [Layer(code(k))], whole(self.p)).rgb
+            assert torch.allclose(found[..., columns], alone[..., columns], atol=1e-5)
+
+    def test_the_rest_stays_photo(self):
+        found = render(NETWORK, self.p, [Layer(code(1), 1.0, Mask(self.left))], Plan((32, 32))).rgb
+        assert torch.allclose(found[..., 104:], self.p.rgb[..., 104:], atol=1e-5)
+        assert not torch.allclose(found[..., :24], self.p.rgb[..., :24], atol=1e-2)
+
+    def test_two_equal_masks_are_half_of_each(self):
+        layers = [Layer(code(k), 1.0, Mask(torch.full_like(self.left, 255))) for k in (0, 1)]
+        half = StyleCode.mix([code(0), code(1)], [0.5, 0.5])
+        found = render(NETWORK, self.p, layers, whole(self.p))
+        assert difference(found, render(NETWORK, self.p, [Layer(half)], whole(self.p))) < 1e-4
+
+    def test_a_strength_map_of_one_grey_is_alpha(self):
+        grey = Mask(torch.full((1, 1, 96, 128), 0.25))
+        found = render(NETWORK, self.p, [Layer(code(1))], whole(self.p), strength=grey)
+        assert difference(found, render(NETWORK, self.p, [Layer(code(1), 0.25)], whole(self.p))) < 1e-4
+
+    def test_strength_zero_anywhere_is_the_photo(self):
+        none = Mask(torch.zeros(1, 1, 96, 128))
+        found = render(NETWORK, self.p, [Layer(code(1))], Plan((32, 32)), strength=none)
+        assert torch.equal(found.rgb, self.p.rgb)
+
+
+def test_luma_keeps_the_colours():
+    p = picture(64, 64)
+    gentle = Picture(0.3 + 0.4 * p.rgb)
+    found = render(NETWORK, gentle, [Layer(code(1), 0.2)], whole(p), luma=True).rgb
+    change = found - gentle.rgb
+    inside = ((found > 0) & (found < 1)).all(1)
+    assert inside.float().mean() > 0.5
+    spread = (change.amax(1) - change.amin(1))[inside]
+    assert spread.max() < 1e-5 and change.abs().max() > 1e-3
+
+
+def test_depth_of_the_photo_is_kept():
+    p = picture(40, 40)
+    for dtype, full in ((torch.uint8, 255), (torch.uint16, 65535)):
+        deep = Picture((p.rgb * full).round().to(dtype), torch.full((1, 1, 40, 40), 9, dtype=torch.uint8))
+        found = render(NETWORK, deep, [Layer(code(1))], Plan((16, 16)))
+        assert found.pixels.dtype == dtype and torch.equal(found.alpha, deep.alpha)
+        assert difference(found, render(NETWORK, Picture(deep.rgb), [Layer(code(1))], whole(p))) <= 0.51 / full + 2e-4
+
+
+def test_shared_content_moments():
+    """Frames of a film: normalised with the moments of another picture."""
+    a, b = picture(64, 64, 1), picture(64, 64, 2)
+    shared = measure_content(NETWORK, a, Plan((64, 64), keep=False))
+    one = render(NETWORK, a, [Layer(code(1))], Plan((32, 32), keep=False), content=shared)
+    assert difference(one, render(NETWORK, a, [Layer(code(1))], whole(a))) < 2e-4
+    other = render(NETWORK, b, [Layer(code(1))], whole(b), content=shared)
+    assert difference(other, render(NETWORK, b, [Layer(code(1))], whole(b))) > 1e-3
+
+
+@pytest.mark.parametrize("limit", [24, 48])
+def test_out_of_memory_makes_tiles_smaller(monkeypatch, limit):
+    """Both passes go on with quarters of the tile, and the picture is the same."""
+    p = picture(120, 90)
+    wanted = render(NETWORK, p, [Layer(code(1), 0.7)], whole(p))
+    real_encode, real_decode = Encoder.forward, Decoder.forward
+
+    def encode(self, x):
+        if max(x.shape[-2:]) > limit + 64:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return real_encode(self, x)
+
+    def decode(self, x):
+        if max(x.shape[-2:]) > limit // 8 + 8:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        return real_decode(self, x)
+
+    monkeypatch.setattr(Encoder, "forward", encode)
+    monkeypatch.setattr(Decoder, "forward", decode)
+    notes = []
+    found = render(NETWORK, p, [Layer(code(1), 0.7)], whole(p), note=notes.append)
+    assert difference(found, wanted) < 2e-4
+    assert notes and all("out of memory: going on with tiles of" in n for n in notes)
+
+
+def test_other_errors_are_not_swallowed(monkeypatch):
+    monkeypatch.setattr(Encoder, "forward", lambda self, x: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        render(NETWORK, picture(32, 32), [Layer(code(1))], Plan((32, 32)))
+
+
+class TestPlan:
+    def test_one_piece_where_it_fits(self):
+        assert make_plan(NETWORK, (300, 201), torch.device("cpu")) == Plan((304, 208))
+
+    def test_tiles_are_even_multiples_of_8_within_the_limit(self):
+        for size, side in (((1000, 1000), 400), ((17, 5000), 64), ((999, 31), 100)):
+            tile = even(size, side)
+            assert all(t % 8 == 0 and t <= max(side // 8 * 8, 8) for t in tile)
+
+    def test_the_budget_is_kept(self, monkeypatch):
+        monkeypatch.setattr(engine, "resident", lambda: 0)
+        size = (4000, 4000)
+        for budget in (120_000_000, 200_000_000, 400_000_000):
+            plan = make_plan(NETWORK, size, torch.device("cpu"), budget=budget)
+            side = max(plan.tile) + 128
+            features = 16 * 4 * 500 * 500
+            used = side**2 * engine.bytes_per_pixel(NETWORK) + plan.keep * features + 6 * size[0] * size[1]
+            assert 0.2 * budget < used <= budget
+
+    def test_too_small_a_budget_says_what_is_needed(self):
+        with pytest.raises(OptionError, match=r"too little memory for a photo of 4000x4000: \d+ MB are needed, --max"):
+            make_plan(NETWORK, (4000, 4000), torch.device("cpu"), budget=10_000_000)
+
+    def test_efdm_needs_all_features(self):
+        with pytest.raises(OptionError, match="efdm needs all features"):
+            render(NETWORK, picture(64, 64), [Layer(style(1))], Plan((32, 32), keep=False), matching=Matching("efdm"))
+
+
+class TestPipeline:
+    """The same through the public API."""
+
+    SIZE = {"style_size": 64}  # noqa: RUF012
+
+    def test_tiles(self, weights, tmp_path):
+        transfer = StyleTransfer("cpu", "fp32", weights=weights)
+        p = picture(100, 75)
+        a, b = (transfer.stylize(p, "great-wave", tile=t, **self.SIZE) for t in ("off", "32"))
+        assert max(abs(x - y) for x, y in zip(a.tobytes(), b.tobytes(), strict=True)) <= 1
+
+    @pytest.mark.parametrize("norm", ["adain", "adaln", "adagn:4", "adabn", "efdm", "wct"])
+    def test_every_norm_takes_a_painting(self, transfer, norm):
+        painting = picture(70, 64, 4)
+        result = transfer.stylize(picture(48, 40), painting, norm=norm, **self.SIZE)
+        assert result.size == (40, 48)
+
+    @pytest.mark.parametrize("color", ["none", "luma", "coral", "histogram", "palette"])
+    def test_every_color(self, transfer, color):
+        result = transfer.stylize(picture(48, 40), picture(70, 64, 4), color=color, **self.SIZE)
+        assert result.size == (40, 48)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"norm": "adin"}, "unknown norm 'adin', did you mean 'adain'"),
+            ({"norm": "adagn:5"}, "adagn takes a number of groups that divides 16"),
+            ({"norm": "adaln:5"}, "unknown norm 'adaln:5'"),
+            ({"color": "lima"}, "unknown color 'lima', did you mean 'luma'"),
+            ({"tile": "3"}, "tile must be auto, off, or a side of at least 16"),
+            ({"max_memory": "lots"}, "memory is a size such as 2GB"),
+            ({"norm": "wct"}, "wct needs a painting to look at, and the built-in style 'great-wave' is a code"),
+            ({"color": "coral"}, "color coral needs a painting"),
+            ({"feather": -1}, "feather must be from 0"),
+        ],
+    )
+    def test_bad_options(self, transfer, options, message):
+        with pytest.raises(OptionError, match=message):
+            transfer.stylize(picture(48, 40), "great-wave", **self.SIZE, **options)

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from styleapp import StyleTransfer
 from styleapp.allocator import keep_freed_memory
-from styleapp.images import save_picture
+from styleapp.files import save_picture
 
 ROOT = Path(__file__).parent.parent
 STYLES = ("great-wave", "wheat-field", "pink-cloud", "the-visit", "two-poplars", "bewitched-mill")

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torchvision.transforms import v2
 
-from styleapp.images import read_image
+from styleapp.files import read_image
 from styleapp.models import Encoder, code_from_moments
 from styleapp.norms import moments
 from styleapp.weights import DECODER, ENCODER, STYLES, sha256

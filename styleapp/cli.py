@@ -15,7 +15,7 @@ import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -25,6 +25,9 @@ from rich.table import Table
 from styleapp import __version__
 from styleapp.errors import DeviceError, OptionError, StyleError
 from styleapp.options import DecoderOptions, Options
+
+if TYPE_CHECKING:
+    from styleapp.pipeline import StyleTransfer
 
 app = typer.Typer(
     name="styleapp",
@@ -132,14 +135,28 @@ def common(
 @options_of(Options)
 def stylize(
     content: Annotated[list[Path], typer.Argument(metavar="CONTENT...", help="One photo or several.")],
-    style: Annotated[
-        list[str], typer.Option("--style", "-s", help="A painting or the name of a built-in style; repeat to mix.")
-    ],
     options: Options,
+    style: Annotated[
+        list[str] | None,
+        typer.Option("--style", "-s", help="A painting or the name of a built-in style; repeat to mix."),
+    ] = None,
     weights: Annotated[str, typer.Option(help="Weights of the styles, such as 0.7,0.3; equal if not given.")] = "",
+    region: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MASK=STYLE[@ALPHA]",
+            help="Where MASK, a grey picture, is white, this style at this strength; repeat for several. The rest "
+            "keeps --style, or stays photo without one. MASK may be 'alpha', the photo's own transparency.",
+        ),
+    ] = None,
+    alpha_map: Annotated[
+        Path | None, typer.Option(help="A grey picture that scales the strength at each place.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="A file, or a folder for several photos. Default: here.")
     ] = None,
+    fmt: Annotated[str, typer.Option("--format", help="Format of results in a folder; default: as the photo.")] = "",
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEG, WebP, AVIF and HEIC.")] = 95,
     device: Device = "auto",
     precision: Precision = "auto",
     max_megapixels: MaxPixels = 200,
@@ -148,10 +165,15 @@ def stylize(
 ) -> None:
     """Stylize photos: styleapp stylize photo.jpg --style great-wave -o out.png"""
     from styleapp.allocator import keep_freed_memory
-    from styleapp.images import check_output, save_picture, to_pil
+    from styleapp.files import check_output
 
+    style = style or []
+    regions = [parse_region(text) for text in region or []]
+    if not style and not regions:
+        raise OptionError("a --style is needed, or a --region with one")
     shares = parse_weights(weights, len(style))
-    targets = [output_path(photo, style, out, several=len(content) > 1) for photo in content]
+    names = [*style, *(name for _, name, _ in regions)]
+    targets = [output_path(photo, names, out, several=len(content) > 1, fmt=fmt) for photo in content]
     if len(set(targets)) < len(targets):
         raise OptionError("two photos of the same name would be written to the same file; stylize them apart")
     for target in targets:
@@ -161,23 +183,24 @@ def stylize(
 
     keep_freed_memory()
     transfer = StyleTransfer(device, precision, max_pixels=round(max_megapixels * 1e6))
-    code = transfer.code(list(zip(style, shares, strict=True)), options.style_size)
+    base = None
+    if style:
+        base = transfer.prepare(style[0] if len(style) == 1 else list(zip(style, shares, strict=True)), options)
+    more = {
+        "regions": [(mask, transfer.prepare(name, options), alpha) for mask, name, alpha in regions],
+        "alpha_map": alpha_map,
+    }
     failed = 0
     for photo, target in zip(content, targets, strict=True):
         try:
-            start = time.perf_counter()
-            picture = transfer.fit(photo, options)
-            read = time.perf_counter()
-            result = transfer.render(picture, code, options.alpha)
-            rendered = time.perf_counter()
-            save_picture(to_pil(result), target)
+            (height, width), seconds, notes = stylize_file(transfer, photo, target, base, options, more, quality)
         except StyleError as error:
             failed = tell(error)
             if as_json:
                 typer.echo(json.dumps({"input": str(photo), "error": str(error)}))
             continue
-        height, width = result.size
-        seconds = {"read": read - start, "stylize": rendered - read, "write": time.perf_counter() - rendered}
+        for note in notes:
+            stderr.print(f"{photo}: {note}", markup=False)
         if as_json:
             record = {
                 "input": str(photo),
@@ -185,10 +208,12 @@ def stylize(
                 "width": width,
                 "height": height,
                 "styles": dict(zip(style, shares, strict=True)),
+                "regions": [{"mask": m, "style": n, "alpha": a} for m, n, a in regions],
                 **dataclasses.asdict(options),
                 "device": str(transfer.device),
                 "precision": transfer.precision,
                 "seconds": {name: round(value, 4) for name, value in seconds.items()},
+                "notes": notes,
             }
             typer.echo(json.dumps(record))
         else:
@@ -199,10 +224,61 @@ def stylize(
         raise typer.Exit(failed)
 
 
+def stylize_file(
+    transfer: StyleTransfer,
+    photo: Path,
+    target: Path,
+    style: Any,
+    options: Options,
+    more: dict[str, Any],
+    quality: int,
+) -> tuple[tuple[int, int], dict[str, float], list[str]]:
+    """Read, stylize, write; (height, width), seconds of each, and what the user should know.
+
+    A GIF or WebP of several frames becomes one where the result can hold them.
+    """
+    from styleapp.files import ANIMATED, read_animation, save_animation, save_picture
+
+    notes: list[str] = []
+    start = time.perf_counter()
+    moving = photo.suffix.lower() in ANIMATED and target.suffix.lower() in ANIMATED
+    film = read_animation(photo, transfer.max_pixels) if moving else None
+    if film is not None:
+        read = time.perf_counter()
+        done = transfer.animate(film, style, options, **more)
+        rendered = time.perf_counter()
+        save_animation(done, target, quality=quality)
+        size = done.frames[0].size
+    else:
+        picture = transfer.fit(photo, options)
+        read = time.perf_counter()
+        result = transfer.picture(picture, style, options, note=notes.append, **more)
+        rendered = time.perf_counter()
+        notes += [picture.metadata.note, save_picture(result, target, quality=quality)]
+        size = result.size
+    seconds = {"read": read - start, "stylize": rendered - read, "write": time.perf_counter() - rendered}
+    return size, seconds, [note for note in notes if note]
+
+
+def parse_region(text: str) -> tuple[str, str, float]:
+    """MASK=STYLE[@ALPHA]"""
+    mask, equals, rest = text.partition("=")
+    style, _, alpha = rest.rpartition("@") if "@" in rest else (rest, "", "1")
+    if not mask or not equals or not style:
+        raise OptionError(f"--region takes MASK=STYLE or MASK=STYLE@ALPHA, got {text!r}")
+    try:
+        strength = float(alpha)
+    except ValueError:
+        raise OptionError(f"--region: the strength after @ must be a number from 0 to 1, got {text!r}") from None
+    if not 0 <= strength <= 1:
+        raise OptionError(f"--region: the strength after @ must be from 0 to 1, got {text!r}")
+    return mask, style, strength
+
+
 def parse_weights(text: str, count: int) -> list[float]:
     """Numbers separated by commas, one for each style; equal ones for an empty text."""
-    if not text:
-        return [1 / count] * count
+    if not text or not count:
+        return [1 / count] * count if count else []
     try:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
@@ -214,16 +290,22 @@ def parse_weights(text: str, count: int) -> list[float]:
     return normalized(numbers)
 
 
-def output_path(photo: Path, styles: list[str], out: Path | None, *, several: bool) -> Path:
+def output_path(photo: Path, styles: list[str], out: Path | None, *, several: bool, fmt: str = "") -> Path:
     """Where the stylized ``photo`` goes: ``out`` itself, or photo-style.suffix in the folder ``out``."""
+    from styleapp.files import SUFFIXES
+
+    suffix = photo.suffix if photo.suffix.lower() in SUFFIXES else ".png"
+    if fmt:
+        suffix = f".{fmt.lower().lstrip('.')}"
+        if suffix not in SUFFIXES:
+            raise OptionError(f"--format: unknown format {fmt!r}; choices: {', '.join(s[1:] for s in SUFFIXES)}")
     if out is not None and not out.is_dir() and not several:
+        if fmt and out.suffix.lower() != suffix:
+            raise OptionError(f"--format {fmt} and -o {out} do not agree; leave one of them out")
         return out
     if out is not None and not out.is_dir():
         raise OptionError(f"-o {out}: must be a folder that exists, for several photos")
-    from styleapp.images import SUFFIXES
-
-    suffix = photo.suffix if photo.suffix.lower() in SUFFIXES and photo.suffix.lower() != ".gif" else ".png"
-    name = f"{photo.stem}-{'+'.join(Path(s).stem for s in styles)}{suffix}"
+    name = f"{photo.stem}-{'+'.join(dict.fromkeys(Path(s).stem for s in styles))}{suffix}"
     return (out or Path()) / name
 
 

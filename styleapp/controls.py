@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -249,7 +249,7 @@ def _by_strips(picture: Picture, change: object) -> Picture:
     for top in range(0, picture.size[0], 256):
         rows = slice(top, top + 256)
         out[:, :, rows] = quantized(change(picture.pixels[:, :, rows]), out.dtype)
-    return Picture(out, picture.alpha)
+    return replace(picture, pixels=out)
 
 
 def check_mask(mask: Picture, name: str) -> Tensor:

@@ -12,7 +12,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -249,7 +249,7 @@ def render(
         out[(..., *pixels.slices)] = quantized(result, out.dtype)
 
     _each(_windows(cells, plan.tile), work, note)
-    return Picture(out, picture.alpha)
+    return replace(picture, pixels=out)
 
 
 Transform = Callable[[Tensor, Window], Tensor]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from styleapp.errors import ImageError
-from styleapp.images import SUFFIXES
+from styleapp.files import SUFFIXES
 from styleapp.models import StyleCode, code_from_moments
 from styleapp.norms import moments
 from styleapp.pipeline import Options, StyleTransfer

@@ -1,4 +1,4 @@
-"""Files and PIL images to tensors and back, faithfully.
+"""PIL images to tensors and back, faithfully.
 
 Inside StyleApp an image is RGB, (1, 3, H, W), sRGB, upright, float in [0,1] where it is computed with.
 Everything that a file may be instead (palette, CMYK, another colour space, turned by EXIF) is settled here
@@ -7,56 +7,36 @@ and nowhere else.
 
 from __future__ import annotations
 
+import functools
 import io
-import os
-import secrets
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
-from styleapp.errors import ImageError, OptionError, StyleError
+from styleapp.errors import ImageError
 
-__all__ = [
-    "MAX_PIXELS",
-    "SUFFIXES",
-    "Picture",
-    "atomic_path",
-    "check_output",
-    "from_pil",
-    "quantized",
-    "read_image",
-    "save_picture",
-    "save_rgb",
-    "to_pil",
-    "unit",
-]
+__all__ = ["MAX_PIXELS", "Metadata", "Picture", "from_pil", "quantized", "to_pil", "unit"]
 
 MAX_PIXELS = 200_000_000
-_FORMATS = {
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".png": "PNG",
-    ".webp": "WEBP",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".bmp": "BMP",
-    ".gif": "GIF",
-}
-SUFFIXES = tuple(_FORMATS)
 _FULL = {torch.uint8: 255, torch.uint16: 65535}
-_HOLDS_ALPHA = ("PNG", "WEBP", "TIFF")
-_SAVE = {
-    "JPEG": {"quality": 95, "subsampling": "4:4:4"},
-    "WEBP": {"quality": 95, "method": 4},
-    "TIFF": {"compression": "tiff_deflate"},
-}
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a file says besides its pixels, and what is to be kept of it.
+
+    Attributes:
+        exif: as a file holds it, without the orientation (which is applied) and what describes the pixels.
+        dpi: horizontal and vertical.
+        note: what was lost in reading, for the user to know.
+    """
+
+    exif: bytes = b""
+    dpi: tuple[float, float] | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,10 +46,12 @@ class Picture:
     Attributes:
         pixels: (1, 3, H, W): uint8, uint16, or float32 in [0,1].
         alpha: (1, 1, H, W) in one of these types, 0 is transparent; None if the source is opaque by nature.
+        metadata: of its file.
     """
 
     pixels: Tensor
     alpha: Tensor | None = None
+    metadata: Metadata = Metadata()
 
     @property
     def size(self) -> tuple[int, int]:
@@ -96,44 +78,6 @@ def quantized(values: Tensor, dtype: torch.dtype) -> Tensor:
     return (values.float() * full).round_().clamp_(0, full).to(dtype)
 
 
-def read_image(source: str | os.PathLike[str] | bytes, max_pixels: int = MAX_PIXELS) -> Picture:
-    """Read a file, or the bytes of one (first frame): upright, in sRGB, with its transparency.
-
-    Raises:
-        ImageError: naming the file, if it is missing, a folder, empty, no image, damaged, or has more
-            than ``max_pixels`` pixels. The size is known, and refused, before any pixel is decoded.
-    """
-    name = "image data" if isinstance(source, bytes) else os.fspath(source)
-    if not isinstance(source, bytes):
-        path = Path(source)
-        if path.is_dir():
-            raise ImageError(f"{name}: is a folder, not an image file")
-        try:
-            empty = path.stat().st_size == 0
-        except FileNotFoundError:
-            raise ImageError(f"{name}: no such file") from None
-        except OSError as error:
-            raise ImageError(f"{name}: cannot be read ({error.strerror})") from None
-        if empty:
-            raise ImageError(f"{name}: the file is empty")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-                return from_pil(image, max_pixels, name)
-    except StyleError:
-        raise
-    except UnidentifiedImageError:
-        raise ImageError(f"{name}: not an image that can be read (known: {', '.join(SUFFIXES)})") from None
-    except Image.DecompressionBombError:
-        raise ImageError(f"{name}: has more than the {max_pixels / 1e6:g} megapixels allowed") from None
-    except MemoryError:
-        raise ImageError(f"{name}: too little memory to decode it") from None
-    # Pillow's readers of damaged files raise nearly anything: SyntaxError, struct.error, zlib.error, …
-    except Exception as error:
-        raise ImageError(f"{name}: damaged or cut off ({error})") from None
-
-
 def _check_pixels(image: Image.Image, name: str, max_pixels: int) -> None:
     pixels = image.width * image.height
     if pixels > max_pixels:
@@ -150,14 +94,34 @@ def from_pil(image: Image.Image, max_pixels: int = MAX_PIXELS, name: str = "imag
         ImageError: with ``name``, for more than ``max_pixels`` pixels or float pixels that are not finite.
     """
     _check_pixels(image, name, max_pixels)
+    dpi = image.info.get("dpi")
     image = ImageOps.exif_transpose(image)
+    metadata = Metadata(_exif(image), None if dpi is None else (float(dpi[0]), float(dpi[1])))
     if image.mode.startswith("I") or image.mode == "F":
-        return Picture(_deep_grey(image, name))
+        return Picture(_deep_grey(image, name), metadata=metadata)
     alpha = None
     if image.has_transparency_data:
         image = image.convert("RGBA")
         alpha = _tensor(image.getchannel("A"))
-    return Picture(_tensor(_to_srgb(image)), alpha)
+    return Picture(_tensor(_to_srgb(image)), alpha, metadata)
+
+
+# Tags that say how the pixels of the source file are stored, which the result's are not.
+_STORAGE_TAGS = {
+    0x00FE, 0x0100, 0x0101, 0x0102, 0x0103, 0x0106, 0x010A, 0x0111, 0x0112, 0x0115, 0x0116, 0x0117, 0x011A, 0x011B,
+    0x011C, 0x0128, 0x013D, 0x0140, 0x0142, 0x0143, 0x0144, 0x0145, 0x0152, 0x0153, 0x0201, 0x0202, 0x0211, 0x0212,
+    0x0213, 0x0214, 0x02BC, 0x8649, 0x8773,
+}  # fmt: skip
+
+
+def _exif(image: Image.Image) -> bytes:
+    try:
+        exif = image.getexif()
+        for tag in _STORAGE_TAGS & set(exif):
+            del exif[tag]
+        return exif.tobytes() if len(exif) else b""
+    except Exception:  # a damaged block of EXIF data is no reason to refuse the picture
+        return b""
 
 
 def _deep_grey(image: Image.Image, name: str) -> Tensor:
@@ -215,60 +179,16 @@ def to_pil(picture: Picture) -> Image.Image:
     layers = eight_bits(picture.pixels)
     if picture.alpha is not None:
         layers = torch.cat([layers, eight_bits(picture.alpha).to(layers.device)], 1)
-    return Image.fromarray(layers[0].permute(1, 2, 0).contiguous().cpu().numpy())
+    image = Image.fromarray(layers[0].permute(1, 2, 0).contiguous().cpu().numpy())
+    image.info["icc_profile"] = srgb_profile()
+    if picture.metadata.exif:
+        image.info["exif"] = picture.metadata.exif
+    if picture.metadata.dpi:
+        image.info["dpi"] = picture.metadata.dpi
+    return image
 
 
-def check_output(path: Path, overwrite: bool = False) -> None:
-    """Refuse a place that cannot be written, before any work is done.
-
-    Raises:
-        OptionError: for a suffix of an unknown format.
-        ImageError: if the folder is missing or not writable, or the file exists and may not be replaced.
-    """
-    if path.suffix.lower() not in _FORMATS:
-        raise OptionError(f"{path}: unknown image format {path.suffix!r}; choices: {', '.join(SUFFIXES)}")
-    if path.is_dir():
-        raise ImageError(f"{path}: is a folder, not a file to write")
-    if path.exists() and not overwrite:
-        raise ImageError(f"{path}: exists already; --overwrite replaces it")
-    if not path.parent.is_dir():
-        raise ImageError(f"{path.parent}: the output folder does not exist")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise ImageError(f"{path.parent}: the output folder is not writable")
-
-
-def save_picture(image: Image.Image, path: Path) -> None:
-    """Write by the suffix of ``path``, whole or not at all. Where a format has no alpha, white shows through.
-
-    Raises:
-        OptionError: for a suffix of an unknown format.
-        ImageError: if it cannot be written.
-    """
-    fmt = _FORMATS.get(path.suffix.lower())
-    if fmt is None:
-        raise OptionError(f"{path}: unknown image format {path.suffix!r}; choices: {', '.join(SUFFIXES)}")
-    if image.mode == "RGBA" and fmt not in _HOLDS_ALPHA:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image).convert("RGB")
-    try:
-        with atomic_path(path) as temporary:
-            image.save(temporary, format=fmt, **_SAVE.get(fmt, {}))  # type: ignore[arg-type]
-    except (OSError, ValueError) as error:
-        raise ImageError(f"{path}: cannot be written ({error})") from None
-
-
-def save_rgb(rgb: Tensor, path: Path) -> None:
-    """Write a (1, 3, H, W) tensor, making the folder if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_picture(to_pil(Picture(rgb)), path)
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` that takes its name if the block succeeds and vanishes if not."""
-    temporary = path.with_name(f".styleapp-{secrets.token_hex(6)}{path.suffix}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+@functools.cache
+def srgb_profile() -> bytes:
+    """The ICC profile that says what the numbers of a result mean."""
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -8,23 +8,7 @@ from pathlib import Path
 
 import torch
 
-from styleapp.errors import OptionError
-
-__all__ = ["available", "is_out_of_memory", "parse_bytes", "resident"]
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-
-
-def parse_bytes(text: str) -> int:
-    """The number of bytes in "2GB", "500 MB" or "1500000000".
-
-    Raises:
-        OptionError: for anything else, or nothing.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.I)
-    if not match or float(match[1]) == 0:
-        raise OptionError(f"memory is a size such as 2GB or 500MB, got {text!r}")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+__all__ = ["available", "is_out_of_memory", "resident"]
 
 
 def resident() -> int:

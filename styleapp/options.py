@@ -5,16 +5,32 @@ Imports nothing heavy, so that ``styleapp --help`` answers at once.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from styleapp.errors import OptionError, unknown_name
 
-__all__ = ["COLOURS", "DEVICES", "NORM_NAMES", "PRECISIONS", "DecoderOptions", "Options"]
+__all__ = ["COLOURS", "DEVICES", "NORM_NAMES", "PRECISIONS", "DecoderOptions", "Options", "parse_bytes"]
 
 DEVICES = ("auto", "cpu", "cuda", "cuda:0")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 COLOURS = ("none", "luma", "coral", "histogram", "palette")
 NORM_NAMES = ("adain", "adaln", "adabn", "efdm", "wct", "adagn")
+
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def parse_bytes(text: str) -> int:
+    """The number of bytes in "2GB", "500 MB" or "1500000000".
+
+    Raises:
+        OptionError: for anything else, or nothing.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.I)
+    if not match or float(match[1]) == 0:
+        raise OptionError(f"memory is a size such as 2GB or 500MB, got {text!r}")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
 @dataclass(frozen=True)
@@ -53,6 +69,8 @@ class Options:
             raise unknown_name("color", self.color, COLOURS)
         if self.tile not in ("auto", "off") and not (self.tile.isdigit() and int(self.tile) >= 16):
             raise OptionError(f"tile must be auto, off, or a side of at least 16 pixels, got {self.tile!r}")
+        if self.max_memory:
+            parse_bytes(self.max_memory)
         if not 0 <= self.feather <= 1000:
             raise OptionError(f"feather must be from 0 to 1000 pixels, got {self.feather:g}")
         if not 0 <= self.alpha <= 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,12 +24,13 @@ from styleapp.controls import (
     normalized,
     parse_norm,
 )
-from styleapp.engine import make_plan, render
+from styleapp.engine import Content, Plan, make_plan, measure_content, render
 from styleapp.errors import DeviceError, ImageError, OptionError, unknown_name
-from styleapp.images import MAX_PIXELS, Picture, from_pil, quantized, read_image, to_pil, unit
-from styleapp.memory import parse_bytes
+from styleapp.files import Animation, read_image
+from styleapp.images import MAX_PIXELS, Picture, from_pil, quantized, to_pil, unit
 from styleapp.models import StyleCode, Stylizer
-from styleapp.options import DEVICES, PRECISIONS, Options
+from styleapp.norms import merge
+from styleapp.options import DEVICES, PRECISIONS, Options, parse_bytes
 from styleapp.weights import StyleGallery, Weights
 
 __all__ = ["Options", "Region", "Source", "Style", "StyleTransfer"]
@@ -122,6 +124,7 @@ class StyleTransfer:
         regions: Sequence[Region] = (),
         alpha_map: Source | None = None,
         note: Callable[[str], None] = lambda text: None,
+        content: Content | None = None,
     ) -> Picture:
         """As :meth:`stylize`, from a photo of final size, to a picture of its depth."""
         if style is None and not regions:
@@ -146,7 +149,37 @@ class StyleTransfer:
         strength = None
         if alpha_map is not None:
             strength = Mask(self._mask(alpha_map, photo, "strength map", note), options.feather)
-        return self._rendered(photo, layers, options, matching, strength, note)
+        return self._rendered(photo, layers, options, matching, strength, note, content)
+
+    def animate(self, film: Animation, style: Style | None, options: Options, **more: Any) -> Animation:
+        """Every frame in the style, normalised with the moments of all frames together, so that nothing flickers.
+
+        Args:
+            film: from :func:`styleapp.files.read_animation`.
+            style, options, more: as for :meth:`picture`.
+
+        Raises:
+            OptionError: for wct and efdm, which match more than moments, and for palette, which matches colours.
+        """
+        matching = parse_norm(options.norm, self.stylizer.encoder.num_channels)
+        if matching.kind != "moments" or options.color in ("coral", "histogram", "palette"):
+            raise OptionError(
+                "an animation takes the norms adain, adaln, adabn and adagn, and the colors none and luma"
+            )
+        frames = [self._fitted(frame, options) for frame in film.frames]
+        parts = [measure_content(self.stylizer, f, self._plan(f, options, keep=False), matching) for f in frames]
+        shared = Content(merge(*(part.moments for part in parts)))
+        style = None if style is None else self.prepare(style, options)
+        done = [self.picture(frame, style, options, content=shared, **more) for frame in frames]
+        return replace(film, frames=done)
+
+    def prepare(self, style: Style, options: Options) -> Style:
+        """The style as what is quickest to use many times: its code, where that is all that is needed of it."""
+        matching = parse_norm(options.norm, self.stylizer.encoder.num_channels)
+        if matching.kind == "moments" and options.color in ("none", "luma"):
+            return self.code(style, options.style_size)
+        self._painting(style, options, options.norm if matching.kind != "moments" else f"color {options.color}")
+        return style
 
     def render(self, picture: Picture, code: StyleCode, alpha: float = 1.0) -> Picture:
         """Stylize a picture of final size with a code; its transparency is kept."""
@@ -160,10 +193,26 @@ class StyleTransfer:
         matching: Matching = Matching(),  # noqa: B008 - frozen
         strength: Mask | None = None,
         note: Callable[[str], None] = lambda text: None,
+        content: Content | None = None,
     ) -> Picture:
         _check_side(picture, self.stylizer.min_size, "photo")
         if all(layer.alpha == 0 for layer in layers):
             return picture
+        plan = self._plan(picture, options, keep=content is None)
+        luma = options.color == "luma"
+        return render(
+            self.stylizer,
+            picture,
+            layers,
+            plan,
+            matching=matching,
+            strength=strength,
+            luma=luma,
+            content=content,
+            note=note,
+        )
+
+    def _plan(self, picture: Picture, options: Options, *, keep: bool) -> Plan:
         tile = {"auto": None, "off": max(picture.size) + 7}.get(options.tile, options.tile)
         plan = make_plan(
             self.stylizer,
@@ -172,8 +221,7 @@ class StyleTransfer:
             tile=None if tile is None else int(tile),
             budget=parse_bytes(options.max_memory) if options.max_memory else None,
         )
-        luma = options.color == "luma"
-        return render(self.stylizer, picture, layers, plan, matching=matching, strength=strength, luma=luma, note=note)
+        return replace(plan, keep=plan.keep and keep)
 
     def _target(self, style: Style, options: Options, matching: Matching, photo: Picture) -> StyleCode | Tensor:
         """What the engine needs of a style: its code, or all its features."""
@@ -220,7 +268,9 @@ class StyleTransfer:
 
     def fit(self, content: Source, options: Options) -> Picture:
         """Read a photo and scale it to ``options.size``."""
-        picture = self._read(content, "photo")
+        return self._fitted(self._read(content, "photo"), options)
+
+    def _fitted(self, picture: Picture, options: Options) -> Picture:
         if options.size:
             picture = _scaled(picture, options.size, "photo", self.stylizer.min_size, self.max_pixels)
         _check_side(picture, self.stylizer.min_size, "photo")
@@ -335,7 +385,8 @@ def _scaled(picture: Picture, short_side: int, role: str, least: int, max_pixels
         raise ImageError(f"{role} of {width}x{height} at a short side of {short_side} would be {size[1]}x{size[0]}, "
                          f"more than the {max_pixels / 1e6:g} megapixels allowed")  # fmt: skip
 
-    return Picture(_resized(picture.pixels, size), None if picture.alpha is None else _resized(picture.alpha, size))
+    alpha = None if picture.alpha is None else _resized(picture.alpha, size)
+    return replace(picture, pixels=_resized(picture.pixels, size), alpha=alpha)
 
 
 def _resized(pixels: Tensor, size: list[int]) -> Tensor:

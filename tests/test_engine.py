@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import TINY_VGG, alive
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,19 +15,11 @@ from styleapp.models import Decoder, Encoder, StyleCode, Stylizer, code_from_mom
 from styleapp.norms import moments
 from styleapp.pipeline import StyleTransfer
 
-TINY = (4, 4, "M", 6, 6, "M", 8, 8, 8, 8, "M", 16)
-
 
 def network() -> Stylizer:
-    """Random filters of a scale that keeps the activations alive; torch's own make a flat grey of everything."""
     torch.manual_seed(3)
-    made = Stylizer(Encoder(TINY), Decoder(16)).eval().requires_grad_(False)
-    for layer in [*made.encoder.children(), *made.decoder.children()]:
-        torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-        torch.nn.init.zeros_(layer.bias)
-    last = made.decoder.conv1_1
-    last.weight.mul_(3)
-    last.bias.fill_(0.5)
+    made = alive(Stylizer(Encoder(TINY_VGG), Decoder(16)))
+    made.decoder.conv1_1.weight.mul_(3)
     return made
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from styleapp.evaluate import evaluate
-from styleapp.images import read_image
+from styleapp.files import read_image
 from styleapp.models import code_from_moments
 from styleapp.norms import adain, moments
 from styleapp.training.losses import content_loss, style_loss

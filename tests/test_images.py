@@ -8,7 +8,8 @@ from conftest import noise
 from PIL import Image, ImageCms
 
 from styleapp.errors import ImageError, OptionError
-from styleapp.images import Picture, atomic_path, check_output, from_pil, read_image, save_picture, to_pil
+from styleapp.files import atomic_path, check_output, read_image, save_picture
+from styleapp.images import Picture, from_pil, to_pil
 
 
 def pixels(picture: Picture) -> np.ndarray:

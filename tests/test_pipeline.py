@@ -8,7 +8,7 @@ from conftest import noise
 from PIL import Image
 
 from styleapp.errors import DeviceError, ImageError, OptionError
-from styleapp.images import read_image
+from styleapp.files import read_image
 from styleapp.pipeline import StyleTransfer, find_device, find_precision
 
 SIZE = {"style_size": 64}

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from styleapp.errors import ImageError
-from styleapp.images import SUFFIXES, read_image
+from styleapp.files import SUFFIXES, read_image
 
 __all__ = ["ImagePool", "colour_augmentation", "patterns"]
 

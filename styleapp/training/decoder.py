@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.utils import make_grid
 
 from styleapp.errors import WeightsError
-from styleapp.images import atomic_path, save_rgb
+from styleapp.files import atomic_path, save_rgb
 from styleapp.models import Decoder, Encoder, StyleCode, Stylizer, code_from_moments
 from styleapp.models.layers import ReflectConv2d
 from styleapp.norms import moments

@@ -37,9 +37,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 train_app = typer.Typer(help="Train networks.", no_args_is_help=True)
+styles_app = typer.Typer(help="The styles that have a name.")
 weights_app = typer.Typer(help="The shipped weight files.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
 app.add_typer(weights_app, name="weights")
+app.add_typer(styles_app, name="styles")
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -309,13 +311,15 @@ def output_path(photo: Path, styles: list[str], out: Path | None, *, several: bo
     return (out or Path()) / name
 
 
-@app.command()
-def styles(as_json: Json = False) -> None:
-    """List the built-in styles."""
+@styles_app.callback(invoke_without_command=True)
+def styles(context: typer.Context, as_json: Json = False) -> None:
+    """List the built-in styles, and those that were saved."""
+    if context.invoked_subcommand:
+        return
     with errors_told():
         from styleapp.weights import Weights
 
-        known = Weights().styles
+        known = Weights().gallery().styles.values()
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(s) for s in known], ensure_ascii=False))
         return
@@ -323,6 +327,23 @@ def styles(as_json: Json = False) -> None:
     for s in known:
         table.add_row(s.name, s.artist, s.title, s.year, s.museum)
     show(table)
+
+
+@styles_app.command("save")
+def styles_save(
+    painting: Annotated[Path, typer.Argument(help="An image file.")],
+    name: Annotated[str, typer.Option(help="What --style will call it: letters, digits, '.', '_' and '-'.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a style that was saved before.")] = False,
+    device: Device = "auto",
+    precision: Precision = "auto",
+) -> None:
+    """Measure a painting once and keep its code under a name."""
+    with errors_told():
+        from styleapp.allocator import keep_freed_memory
+        from styleapp.pipeline import StyleTransfer
+
+        keep_freed_memory()
+        typer.echo(StyleTransfer(device, precision).save_style(painting, name, overwrite=overwrite))
 
 
 @app.command()

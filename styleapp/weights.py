@@ -10,19 +10,21 @@ import hashlib
 import json
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from styleapp.errors import OptionError, WeightsError, unknown_name
+from styleapp.files import atomic_path
 from styleapp.models import Decoder, Encoder, StyleCode, Stylizer
 
-__all__ = ["BuiltInStyle", "Entry", "StyleGallery", "Weights", "weights_folder"]
+__all__ = ["BuiltInStyle", "Entry", "StyleGallery", "Weights", "save_style", "styles_folder", "weights_folder"]
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -42,6 +44,13 @@ def weights_folder() -> Path:
         if (place / "manifest.json").is_file():
             return place
     raise WeightsError(f"no weights: looked for manifest.json in {' and '.join(map(str, places))}")
+
+
+def styles_folder() -> Path:
+    """Where a user's own styles are: $STYLEAPP_STYLES, or styleapp/styles in the user's data folder."""
+    given = os.environ.get("STYLEAPP_STYLES")
+    data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    return Path(given) if given else data / "styleapp" / "styles"
 
 
 @dataclass(frozen=True)
@@ -132,13 +141,17 @@ class Weights:
         return Stylizer(encoder, decoder).eval().requires_grad_(False)
 
     def gallery(self) -> StyleGallery:
-        """The codes of the built-in styles."""
+        """The codes of the built-in styles, and of those that the user has saved."""
         tensors = self.load(STYLES)
         self.check_pair(STYLES)
         sizes = tuple(int(size) for size in self.entries[STYLES].config["sizes"])
         gallery = StyleGallery({s.name: s for s in self.styles}, tensors, sizes)
         if missing := set(gallery.styles) - set(tensors):
             raise WeightsError(f"{self.folder / self.entries[STYLES].file}: lacks {', '.join(sorted(missing))}")
+        for file in sorted(styles_folder().glob("*.safetensors")):
+            saved = _saved_style(file, self.entries[ENCODER].sha256, sizes)
+            if saved is not None and saved[0].name not in gallery.styles:
+                gallery.styles[saved[0].name], gallery.codes[saved[0].name] = saved
         return gallery
 
     def verify(self) -> dict[str, str | None]:
@@ -187,6 +200,46 @@ class StyleGallery:
             return high
         low, smaller, larger = _code(self.codes[name][above - 1]), self.sizes[above - 1], self.sizes[above]
         return low.lerp(high, math.log(size / smaller) / math.log(larger / smaller))
+
+
+def save_style(name: str, rows: Tensor, gallery: StyleGallery, encoder_sha256: str, *, overwrite: bool = False) -> Path:
+    """Keep a user's style as one small file that :meth:`Weights.gallery` finds.
+
+    Args:
+        name: letters, digits, ".", "_" and "-".
+        rows: (len(gallery.sizes), 2, C): γ and β measured at each size.
+
+    Raises:
+        OptionError: for a name that is not allowed or taken.
+        WeightsError: if it cannot be written.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise OptionError(
+            f"the name of a style is made of letters, digits, '.', '_' and '-' (at most 64), got {name!r}"
+        )
+    path = styles_folder() / f"{name}.safetensors"
+    if name in gallery.styles and not (overwrite and path.exists()):
+        raise OptionError(f"there is a style {name!r} already" + ("; --overwrite replaces it" if path.exists() else ""))
+    about = {"name": name, "encoder_sha256": encoder_sha256, "sizes": json.dumps(gallery.sizes)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            save_file({"code": rows.half().contiguous()}, temporary, metadata=about)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be written ({error.strerror or error})") from None
+    return path
+
+
+def _saved_style(file: Path, encoder_sha256: str, sizes: tuple[int, ...]) -> tuple[BuiltInStyle, Tensor] | None:
+    """A user's style; None for one that was measured with another encoder or at other sizes."""
+    try:
+        with safe_open(file, "pt") as stored:
+            about, code = stored.metadata() or {}, stored.get_tensor("code")
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{file}: not a saved style ({error}); remove it or save it again") from None
+    if about.get("encoder_sha256") != encoder_sha256 or about.get("sizes") != json.dumps(sizes):
+        return None
+    return BuiltInStyle(about["name"], about["name"], "", "", "saved by you", ""), code
 
 
 def _code(rows: Tensor) -> StyleCode:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +35,11 @@ def alive(network: Stylizer) -> Stylizer:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_styles_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["STYLEAPP_STYLES"] = str(tmp_path_factory.mktemp("no-styles"))
 
 
 @pytest.fixture
@@ -113,6 +119,7 @@ def run(weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     from styleapp import cli
 
     monkeypatch.setenv("STYLEAPP_WEIGHTS", str(weights))
+    monkeypatch.setenv("STYLEAPP_STYLES", str(tmp_path / "styles"))
     monkeypatch.chdir(tmp_path)
 
     def call(*args: object) -> tuple[int, str, str]:

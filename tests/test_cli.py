@@ -175,6 +175,26 @@ def test_bench(run):
     assert {t["name"] for t in result["timings"]} == {"network", "stylize"}
     assert all(t["median"] > 0 for t in result["timings"]) and result["matmul_tflops"] > 0
     assert "TFLOP/s" in run("bench", "--size", 32, "--runs", 1)[1]
+    args = ("--tile", "off", "--tile", 16, "--stages", "--peers", "--json")
+    result = json.loads(run("bench", "--size", 32, "--runs", 1, *args)[1])
+    names = [(t["name"], t["tile"]) for t in result["timings"]]
+    assert names[:3] == [("network", ""), ("stylize", "off"), ("stylize", "16")]
+    assert {n for n, _ in names[3:]} == {"read JPEG", "encoder", "norm", "decoder", "write JPEG"}
+    assert result["peers"][0]["peer"].startswith("plain float32") and result["peers"][0]["ratio"] > 0
+
+
+def test_the_plain_network_of_the_benchmark_is_the_same_network(transfer):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from styleapp.bench import flops, plain_network
+
+    image, style = torch.rand(1, 3, 40, 32), torch.rand(1, 3, 32, 32)
+    stylizer = transfer.stylizer
+    plain, features = plain_network(stylizer), stylizer.encoder(style)
+    with FlopCounterMode(display=False) as counter:
+        found = plain(image, features)
+    assert counter.get_total_flops() == flops(stylizer, 40, 32)
+    assert torch.allclose(found[..., :40, :32], stylizer(image, stylizer.measure(style)), atol=1e-4)
 
 
 def test_evaluate(run, folders):

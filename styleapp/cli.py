@@ -256,7 +256,9 @@ def stylize_file(
         read = time.perf_counter()
         result = transfer.picture(picture, style, options, note=notes.append, **more)
         rendered = time.perf_counter()
-        notes += [picture.metadata.note, save_picture(result, target, quality=quality)]
+        notes.append(picture.metadata.note)
+        del picture  # of a large photo there is no room for the copy that an encoder makes besides
+        notes.append(save_picture(result, target, quality=quality))
         size = result.size
     seconds = {"read": read - start, "stylize": rendered - read, "write": time.perf_counter() - rendered}
     return size, seconds, [note for note in notes if note]

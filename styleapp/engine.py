@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from styleapp.controls import Layer, Mask, Matching, Window, weights_of
 from styleapp.errors import OptionError
 from styleapp.images import Picture, quantized, unit
-from styleapp.memory import available, is_out_of_memory, resident
+from styleapp.memory import available, is_out_of_memory, release_freed_memory, resident
 from styleapp.models import StyleCode, Stylizer, code_from_moments
 from styleapp.norms import Moments, efdm, merge, moments, normalize, pool_moments, wct_matrix
 
@@ -38,10 +38,13 @@ class Plan:
     Attributes:
         tile: sides of a tile in pixels, without the halo; a multiple of 8.
         keep: keep the features of the first pass, so that the second need not encode again.
+        tidy_above: bytes of this process above which freed memory is handed back before the next tile; None for
+            never. What tiles of several shapes leave behind does not fit the next one, and adds up.
     """
 
     tile: tuple[int, int]
     keep: bool = True
+    tidy_above: int | None = None
 
 
 def make_plan(
@@ -51,6 +54,7 @@ def make_plan(
     *,
     tile: int | None = None,
     budget: int | None = None,
+    result_bytes: int = 0,
 ) -> Plan:
     """The largest tiles that fit.
 
@@ -58,6 +62,7 @@ def make_plan(
         size: (height, width) of the photo.
         tile: longest side of a tile; None for as large as memory allows.
         budget: bytes that this process may occupy in all; None for half of what is free.
+        result_bytes: size of the result, which is still to be made.
 
     Raises:
         OptionError: if the budget is too small for the smallest tile; the message says what is needed.
@@ -69,8 +74,10 @@ def make_plan(
     halo = 8 * (halo_of(stylizer.encoder.radius) + halo_of(stylizer.decoder.radius))
     taken = 0
     if device.type == "cpu":
-        taken = 2 * 3 * height * width  # the result, and what writing it takes
-        taken += resident() if budget is not None else 0
+        if budget is not None:
+            release_freed_memory()  # what reading the photo took
+            taken = resident()
+        taken += result_bytes
     total = available(device) // 2 if budget is None else budget
     free = total - taken
     if tile is not None:
@@ -85,7 +92,10 @@ def make_plan(
             f"too little memory for a photo of {width}x{height}: {_megabytes(needed)} are needed, "
             f"{'--max-memory allows' if budget is not None else 'half of what is free is'} {_megabytes(total)}"
         )
-    return Plan(even(size, side), keep)
+    sides = even(size, side)
+    largest = (sides[0] + 2 * halo) * (sides[1] + 2 * halo) * pixel
+    tidy_above = max(0, total - largest) if device.type == "cpu" and budget is not None else None
+    return Plan(sides, keep, tidy_above)
 
 
 def one_piece(size: tuple[int, int]) -> Plan:
@@ -149,7 +159,14 @@ def measure_content(
     channels = stylizer.encoder.num_channels
     parts: list[Moments] = []
     second = torch.zeros(channels, channels, dtype=torch.float64) if matching.kind == "wct" else None
-    kept: list[Tensor] = []
+    whole: Tensor | None = None
+
+    def store() -> Tensor:
+        shape = (1, channels, *cells)
+        return torch.empty(shape, dtype=dtype, device=device, memory_format=torch.channels_last)
+
+    if plan.keep and (plan.tile[0] < 8 * cells[0] or plan.tile[1] < 8 * cells[1]):
+        whole = store()  # before the first tile: a hole that a tile leaves would be too small for it
 
     def work(w: Window) -> None:
         features = _encode(stylizer, picture, w)
@@ -157,23 +174,23 @@ def measure_content(
         if second is not None:
             flat = features[0].flatten(1).double()
             second.add_((flat @ flat.T).cpu())
+        nonlocal whole
         if plan.keep and w.size == cells:
-            kept.append(features)
+            whole = features
         elif plan.keep:
-            if not kept:
-                shape = (1, channels, *cells)
-                kept.append(torch.empty(shape, dtype=dtype, device=device, memory_format=torch.channels_last))
-            kept[0][(..., *w.slices)] = features
+            if whole is None:  # a tile of everything did not fit
+                whole = store()
+            whole[(..., *w.slices)] = features
         parts.append(Moments(found.count, found.mean.double(), found.var.double()))
 
-    _each(_windows(cells, plan.tile), work, note)
+    _each(_windows(cells, plan.tile), work, note, plan.tidy_above)
     total = merge(*parts)
     covariance = None
     if second is not None:
         mean = total.mean.flatten().cpu()
         covariance = (second / total.count - torch.outer(mean, mean))[None].to(device)
     m = Moments(total.count, total.mean.float(), total.var.float())
-    return Content(m, covariance, kept[-1] if kept else None)
+    return Content(m, covariance, whole)
 
 
 @torch.inference_mode()
@@ -248,7 +265,7 @@ def render(
             result = image + (_brightness(result.clamp(0, 1)) - _brightness(image))
         out[(..., *pixels.slices)] = quantized(result, out.dtype)
 
-    _each(_windows(cells, plan.tile), work, note)
+    _each(_windows(cells, plan.tile), work, note, plan.tidy_above)
     return replace(picture, pixels=out)
 
 
@@ -330,10 +347,12 @@ def _windows(cells: tuple[int, int], tile: tuple[int, int]) -> Iterable[Window]:
             yield Window(top, left, min(top + rows, cells[0]), min(left + columns, cells[1]))
 
 
-def _each(windows: Iterable[Window], work: Callable[[Window], None], note: Note) -> None:
+def _each(windows: Iterable[Window], work: Callable[[Window], None], note: Note, tidy_above: int | None = None) -> None:
     """Do the work for each window. Where memory runs out, with windows cut in four from there on."""
     waiting = deque(windows)
     while waiting:
+        if tidy_above is not None and resident() > tidy_above:
+            release_freed_memory()
         try:
             work(waiting[0])
         except (MemoryError, RuntimeError) as error:

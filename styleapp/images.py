@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps
 from torch import Tensor
 
 from styleapp.errors import ImageError
@@ -95,7 +95,8 @@ def from_pil(image: Image.Image, max_pixels: int = MAX_PIXELS, name: str = "imag
     """
     _check_pixels(image, name, max_pixels)
     dpi = image.info.get("dpi")
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # it copies the image even when there is nothing to do
+        image = ImageOps.exif_transpose(image)
     metadata = Metadata(_exif(image), None if dpi is None else (float(dpi[0]), float(dpi[1])))
     if image.mode.startswith("I") or image.mode == "F":
         return Picture(_deep_grey(image, name), metadata=metadata)
@@ -158,7 +159,7 @@ def _to_srgb(image: Image.Image) -> Image.Image:
                 return converted
         except (ImageCms.PyCMSError, OSError, ValueError):
             pass
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _tensor(image: Image.Image) -> Tensor:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import re
 from pathlib import Path
 
 import torch
 
-__all__ = ["available", "is_out_of_memory", "resident"]
+__all__ = ["available", "is_out_of_memory", "release_freed_memory", "resident"]
 
 
 def resident() -> int:
@@ -17,6 +19,12 @@ def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return 0
+
+
+def release_freed_memory() -> None:
+    """Hand memory that was freed back to the system, where the C library is glibc."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def available(device: torch.device) -> int:

@@ -229,6 +229,7 @@ class StyleTransfer:
             self.device,
             tile=None if tile is None else int(tile),
             budget=parse_bytes(options.max_memory) if options.max_memory else None,
+            result_bytes=picture.pixels.numel() * picture.pixels.element_size(),
         )
         return replace(plan, keep=plan.keep and keep)
 

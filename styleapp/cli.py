@@ -27,6 +27,7 @@ from styleapp.errors import DeviceError, OptionError, StyleError
 from styleapp.options import DecoderOptions, Options
 
 if TYPE_CHECKING:
+    from styleapp.batch import Done
     from styleapp.pipeline import StyleTransfer
 
 app = typer.Typer(
@@ -136,7 +137,9 @@ def common(
 @app.command()
 @options_of(Options)
 def stylize(
-    content: Annotated[list[Path], typer.Argument(metavar="CONTENT...", help="One photo or several.")],
+    content: Annotated[
+        list[Path], typer.Argument(metavar="CONTENT...", help="Photos, folders of photos (with theirs), or patterns.")
+    ],
     options: Options,
     style: Annotated[
         list[str] | None,
@@ -155,8 +158,24 @@ def stylize(
         Path | None, typer.Option(help="A grey picture that scales the strength at each place.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="A file, or a folder for several photos. Default: here.")
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="A file, or a folder for several photos; for folders also a pattern such as "
+            "out/{style}/{stem}.{ext}. Default: here.",
+        ),
     ] = None,
+    pairs: Annotated[
+        str,
+        typer.Option(
+            help="Do not mix several styles but make one result each: all (every photo in every style), zip (the "
+            "i-th in the i-th), random:K (K styles for each photo)."
+        ),
+    ] = "",
+    seed: Annotated[int, typer.Option(help="Of --pairs random.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would be done, and do nothing.")] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="With folders: end at the first failure.")] = False,
     fmt: Annotated[str, typer.Option("--format", help="Format of results in a folder; default: as the photo.")] = "",
     quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEG, WebP, AVIF and HEIC.")] = 95,
     device: Device = "auto",
@@ -173,6 +192,28 @@ def stylize(
     regions = [parse_region(text) for text in region or []]
     if not style and not regions:
         raise OptionError("a --style is needed, or a --region with one")
+    many = pairs or dry_run or any(p.is_dir() or (not p.exists() and set("*?[") & set(str(p))) for p in content)
+    if many or any(Path(s).is_dir() for s in style):
+        if regions or alpha_map or weights:
+            raise OptionError("--region, --alpha-map and --weights are for photos that are named, not for folders")
+        stylize_many(
+            [str(p) for p in content],
+            style,
+            options,
+            out="out" if out is None else str(out),
+            pairs=pairs or "all",
+            seed=seed,
+            dry_run=dry_run,
+            fail_fast=fail_fast,
+            fmt=fmt,
+            quality=quality,
+            device=device,
+            precision=precision,
+            max_pixels=round(max_megapixels * 1e6),
+            overwrite=overwrite,
+            as_json=as_json,
+        )
+        return
     shares = parse_weights(weights, len(style))
     names = [*style, *(name for _, name, _ in regions)]
     targets = [output_path(photo, names, out, several=len(content) > 1, fmt=fmt) for photo in content]
@@ -262,6 +303,99 @@ def stylize_file(
         size = result.size
     seconds = {"read": read - start, "stylize": rendered - read, "write": time.perf_counter() - rendered}
     return size, seconds, [note for note in notes if note]
+
+
+def stylize_many(
+    content: list[str],
+    style: list[str],
+    options: Options,
+    *,
+    out: str,
+    pairs: str,
+    seed: int,
+    dry_run: bool,
+    fail_fast: bool,
+    fmt: str,
+    quality: int,
+    device: str,
+    precision: str,
+    max_pixels: int,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Folders in, folders out: plan, run, report. Given again, the command does what is left."""
+    from styleapp.allocator import keep_freed_memory
+    from styleapp.batch import (
+        Journal,
+        find_photos,
+        find_styles,
+        make_jobs,
+        run_jobs,
+        settings_hash,
+        stopping,
+    )
+    from styleapp.files import SUFFIXES
+
+    if Path(out).suffix.lower() in SUFFIXES and "{" not in out:
+        raise OptionError(
+            f"{content[0]}: is a folder or many photos, so -o must be a folder or a pattern such as "
+            f"out/{{style}}/{{stem}}.{{ext}}, got {out}"
+        )
+    suffix = f".{fmt.lower().lstrip('.')}" if fmt else ""
+    if suffix and suffix not in SUFFIXES:
+        raise OptionError(f"--format: unknown format {fmt!r}; choices: {', '.join(s[1:] for s in SUFFIXES)}")
+    jobs = make_jobs(find_photos(content), find_styles(style), out, pairs=pairs, seed=seed, suffix=suffix)
+    folder = Path(out.split("{", maxsplit=1)[0]) if "{" in out else Path(out)
+    if dry_run:
+        for job in jobs:
+            if as_json:
+                record = {"input": str(job.photo), "style": job.style, "output": str(job.target)}
+                typer.echo(json.dumps(record))
+            else:
+                typer.echo(f"{job.photo}  {job.style}  {job.target}")
+        stderr.print(f"{len(jobs)} results would be written to {folder}/", markup=False)
+        return
+
+    from styleapp.pipeline import StyleTransfer
+    from styleapp.weights import DECODER
+
+    keep_freed_memory()
+    transfer = StyleTransfer(device, precision, max_pixels=max_pixels)
+    for name in dict.fromkeys(job.style for job in jobs):
+        transfer.prepare(name, options)  # a style that cannot be used is told before the first photo
+    settings = settings_hash(options, transfer.precision, quality, transfer.checksum(DECODER))
+    counts = {"done": 0, "skipped": 0, "failed": 0}
+    failures: list[Done] = []
+    start = time.perf_counter()
+    with Journal(folder, settings) as journal, stopping() as stopped, progress_bar("photos") as advance:
+        enough = lambda: bool(stopped()) or (fail_fast and bool(failures))  # noqa: E731
+        for done in run_jobs(transfer, jobs, options, journal, quality=quality, overwrite=overwrite, stop=enough):
+            kind = "failed" if done.error else "skipped" if done.skipped else "done"
+            counts[kind] += 1
+            advance(sum(counts.values()), len(jobs))
+            if done.error:
+                failures.append(done)
+                stderr.print(f"error: {done.error}", markup=False)
+            record = {"input": str(done.job.photo), "style": done.job.style, "output": str(done.job.target)}
+            if as_json:
+                outcome = {"error": done.error} if done.error else {"seconds": round(done.seconds, 4)}
+                typer.echo(json.dumps({**record, "outcome": kind, **outcome}))
+            elif kind == "done":
+                typer.echo(f"{done.job.target}  {done.seconds:.2f} s")
+    seconds = time.perf_counter() - start
+    left = len(jobs) - sum(counts.values())
+    if as_json:
+        typer.echo(json.dumps({**counts, "left": left, "seconds": round(seconds, 2)}))
+    stderr.print(
+        f"{counts['done']} done, {counts['skipped']} done before, {counts['failed']} failed"
+        f"{f', {left} left: the same command goes on' if left else ''} "
+        f"({counts['done'] / max(seconds, 1e-9):.2f} images/s)",
+        markup=False,
+    )
+    if stopped():
+        raise typer.Exit(128 + stopped())
+    if failures:
+        raise typer.Exit(1)
 
 
 def parse_region(text: str) -> tuple[str, str, float]:

@@ -317,6 +317,10 @@ class StyleTransfer:
                 self._codes.popitem(last=False)
         return code
 
+    def checksum(self, name: str) -> str:
+        """sha256 of one of the weight files in use, as in the manifest."""
+        return self._files.entries[name].sha256
+
     def save_style(self, painting: Source, name: str, *, overwrite: bool = False) -> Path:
         """Measure a painting at every size of the gallery and keep it as a style of that name, for good.
 
@@ -327,7 +331,7 @@ class StyleTransfer:
         picture = self._read(painting, "style")
         codes = [self.measure(picture, size) for size in self.gallery.sizes]
         rows = torch.stack([torch.stack([c.gamma.flatten(), c.beta.flatten()]) for c in codes]).cpu()
-        path = save_style(name, rows, self.gallery, self._files.entries[ENCODER].sha256, overwrite=overwrite)
+        path = save_style(name, rows, self.gallery, self.checksum(ENCODER), overwrite=overwrite)
         self.gallery = self._files.gallery()
         return path
 

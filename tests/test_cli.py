@@ -72,7 +72,7 @@ def bad_inputs(photo: Path) -> dict[str, tuple[list[object], int, str]]:
     wave = ["-s", "great-wave", "-o", "out.png", *SIZE]
     return {
         "missing photo": (["none.jpg", *wave], 1, "none.jpg: no such file"),
-        "folder as photo": ([photo.parent, *wave], 1, "is a folder"),
+        "folder as photo": ([photo.parent, *wave], 2, "is a folder"),
         "empty": (["empty.jpg", *wave], 1, "the file is empty"),
         "text": (["text.jpg", *wave], 1, "not an image"),
         "cut off": (["half.jpg", *wave], 1, "half.jpg"),

@@ -1,0 +1,248 @@
+"""Folders in, folders out: nothing lost, nothing done twice, nothing skipped in silence."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import noise
+from PIL import Image
+
+from styleapp.batch import JOURNAL, Journal, Photo, find_photos, make_jobs
+from styleapp.errors import ImageError, OptionError
+
+SIZE = ("--style-size", 64)
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    """Four photos in two levels, two of them with one stem, and files that are no images."""
+    root = tmp_path / "photos"
+    (root / "deep" / "er").mkdir(parents=True)
+    for i, name in enumerate(["a.png", "a.jpg", "deep/b.png", "deep/er/c.webp"]):
+        noise(32, 40, seed=i).save(root / name)
+    (root / "notes.txt").write_text("no image")
+    (root / ".hidden.png").write_bytes(b"x")
+    return root
+
+
+def outputs(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != JOURNAL)
+
+
+class TestPlan:
+    def test_folders_keep_their_tree_and_names_never_collide(self, tree):
+        jobs = make_jobs(find_photos([str(tree)]), ["great-wave"], "out", suffix=".png")
+        assert [j.target.as_posix() for j in jobs] == [
+            "out/a-great-wave.png",
+            "out/a-great-wave-2.png",
+            "out/deep/b-great-wave.png",
+            "out/deep/er/c-great-wave.png",
+        ]
+
+    def test_patterns_files_and_duplicates(self, tree):
+        found = find_photos([str(tree / "*.png"), str(tree / "a.png"), str(tree / "**" / "*.webp")])
+        assert [p.path.name for p in found] == ["a.png", "c.webp"]
+
+    def test_output_patterns(self, tree):
+        photos = find_photos([str(tree / "deep")])
+        jobs = make_jobs(photos, ["x/painting.jpg", "the-visit"], "o/{style}/{parent}/{stem}.{ext}")
+        names = [j.target.as_posix() for j in jobs]
+        assert names == ["o/painting/b.png", "o/the-visit/b.png", "o/painting/er/c.webp", "o/the-visit/er/c.webp"]
+        with pytest.raises(OptionError, match="unknown field 'artist'"):
+            make_jobs(photos, ["a"], "o/{artist}")
+
+    def test_pairs(self):
+        photos = [Photo(Path(f"{i}.png"), Path(f"{i}.png")) for i in range(5)]
+        styles = ["p", "q", "r"]
+        assert len(make_jobs(photos, styles, "o")) == 15
+        zipped = make_jobs(photos[:3], styles, "o", pairs="zip")
+        assert [(j.photo.stem, j.style) for j in zipped] == [("0", "p"), ("1", "q"), ("2", "r")]
+        drawn = [[j.style for j in make_jobs(photos, styles, "o", pairs="random:2", seed=s)] for s in (1, 1, 2)]
+        assert drawn[0] == drawn[1] != drawn[2] and len(drawn[0]) == 10
+        assert all(len(set(drawn[0][i : i + 2])) == 2 for i in range(0, 10, 2))
+        for bad in ("zip", "random:4", "random:0", "some", "all:2"):
+            with pytest.raises(OptionError, match="--pairs"):
+                make_jobs(photos, styles, "o", pairs=bad)
+
+    @pytest.mark.parametrize(
+        "name", ["con.png", "a:b?.png", "..png", "ends. .png", "ü🎨.png", "x" * 240 + ".png", "-o.png"]
+    )
+    def test_names_are_legal_everywhere_and_stay_in_the_folder(self, name):
+        (job,) = make_jobs([Photo(Path(name), Path(name))], ["s"], "out")
+        assert job.target.parent == Path("out")
+        assert not set(job.target.name) & set('<>:"|?*\\/') and len(job.target.name.encode()) < 255
+        assert job.target.stem.split("-")[0].lower() != "con"
+
+    def test_names_that_differ_in_case_alone_do_not_meet(self):
+        photos = [Photo(Path(n), Path(n)) for n in ("A.png", "a.png")]
+        targets = [j.target.name.casefold() for j in make_jobs(photos, ["s"], "out")]
+        assert len(set(targets)) == 2
+
+    def test_nothing_to_do_is_an_error(self, tmp_path):
+        (tmp_path / "empty").mkdir()
+        for content, message in (
+            ("empty", "has no image in it"),
+            ("*.png", "matches no image"),
+            ("no", "no such file"),
+        ):
+            with pytest.raises(ImageError, match=message):
+                find_photos([str(tmp_path / content)])
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="symbolic links")
+    def test_loops_of_links(self, tree):
+        (tree / "deep" / "loop").symlink_to(tree, target_is_directory=True)
+        assert len(find_photos([str(tree)])) == 4
+
+
+class TestRun:
+    def test_a_folder(self, run, tree, tmp_path):
+        code, out, err = run("stylize", tree, "-s", "great-wave", "-o", "out", *SIZE)
+        assert code == 0, err
+        assert outputs(tmp_path / "out") == [
+            "a-great-wave.jpg",
+            "a-great-wave.png",
+            "deep/b-great-wave.png",
+            "deep/er/c-great-wave.webp",
+        ]
+        assert len(out.splitlines()) == 4 and "4 done, 0 done before, 0 failed" in err
+        alone = run("stylize", tree / "a.png", "-s", "great-wave", "-o", "alone.png", *SIZE)
+        assert alone[0] == 0
+        a, b = (np.asarray(Image.open(tmp_path / f)) for f in ("out/a-great-wave.png", "alone.png"))
+        assert np.array_equal(a, b)
+
+    def test_again_does_nothing_and_what_changed_is_done(self, run, tree, tmp_path):
+        args = ("stylize", tree, "-s", "great-wave", "-o", "out", *SIZE)
+        run(*args)
+        before = {p: (tmp_path / "out" / p).stat().st_mtime_ns for p in outputs(tmp_path / "out")}
+        assert "0 done, 4 done before" in run(*args)[2]
+        noise(32, 40, seed=99).save(tree / "deep" / "b.png")
+        (tmp_path / "out" / "a-great-wave.jpg").unlink()
+        assert "2 done, 2 done before" in run(*args)[2]
+        after = {p: (tmp_path / "out" / p).stat().st_mtime_ns for p in outputs(tmp_path / "out")}
+        assert {p for p in before if before[p] != after[p]} == {"a-great-wave.jpg", "deep/b-great-wave.png"}
+        assert "4 done, 0 done before" in run(*args, "--alpha", 0.5)[2]
+        assert "0 done, 4 done before" in run(*args, "--alpha", 0.5, "--tile", 32)[2]  # the same picture
+        assert "4 done" in run(*args, "--alpha", 0.5, "--overwrite")[2]
+
+    def test_bad_files_are_named_and_the_others_done(self, run, tree, tmp_path):
+        (tree / "text.jpg").write_text("not an image")
+        (tree / "empty.png").touch()
+        (tree / "cut.png").write_bytes((tree / "a.png").read_bytes()[:200])
+        (tree / "gone.png").symlink_to("nowhere.png")
+        Image.new("RGB", (3, 3)).save(tree / "tiny.png")
+        (tree / "odd\nname.png").write_bytes(b"?")
+        code, out, err = run("stylize", tree, "-s", "great-wave", "-o", "out", "--json", *SIZE)
+        lines = [json.loads(line) for line in out.splitlines()]
+        assert code == 1 and lines[-1]["done"] == 4 and lines[-1]["failed"] == 6
+        failed = {Path(r["input"]).name for r in lines[:-1] if r["outcome"] == "failed"}
+        assert failed == {"text.jpg", "empty.png", "cut.png", "gone.png", "tiny.png", "odd\nname.png"}
+        assert len(outputs(tmp_path / "out")) == 4 and "Traceback" not in err
+        noise(32, 32).save(tree / "text.jpg", "JPEG")
+        code, _, err = run("stylize", tree, "-s", "great-wave", "-o", "out", *SIZE)
+        assert code == 1 and "1 done, 4 done before, 5 failed" in err
+
+    def test_fail_fast(self, run, tree):
+        (tree / "a.jpg").write_text("not an image")
+        code, _, err = run("stylize", tree, "-s", "great-wave", "-o", "out", "--fail-fast", *SIZE)
+        assert code == 1 and "1 failed" in err and "left: the same command goes on" in err
+
+    def test_styles_by_pairs_and_dry_run(self, run, tree, tmp_path):
+        args = ("stylize", tree, "-s", "great-wave", "-s", "the-visit", "-o", "out/{style}/{stem}.{ext}", *SIZE)
+        code, out, err = run(*args, "--pairs", "random:1", "--dry-run")
+        assert code == 0 and len(out.splitlines()) == 4 and "4 results would be written" in err
+        assert not (tmp_path / "out").exists()
+        assert run(*args)[0] == 0
+        assert len(outputs(tmp_path / "out")) == 8
+
+    def test_a_folder_of_paintings(self, run, tree, tmp_path):
+        (tmp_path / "paintings").mkdir()
+        for i in range(2):
+            noise(64, 64, seed=20 + i).save(tmp_path / "paintings" / f"p{i}.png")
+        assert run("stylize", tree / "a.png", "-s", "paintings", "-o", "out", *SIZE)[0] == 0
+        assert outputs(tmp_path / "out") == ["a-p0.png", "a-p1.png"]
+
+    def test_a_file_that_is_not_ours_is_not_replaced(self, run, tree, tmp_path):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "a-great-wave.png").write_text("precious")
+        code, _, err = run("stylize", tree, "-s", "great-wave", "-o", "out", *SIZE)
+        assert code == 1 and "exists already" in err
+        assert (tmp_path / "out" / "a-great-wave.png").read_text() == "precious"
+
+    def test_what_is_wrong_is_told_before_the_first_photo(self, run, tree, tmp_path):
+        for args, message in (
+            (("-s", "grat-wave"), "did you mean 'great-wave'"),
+            (("-s", "great-wave", "--pairs", "some"), "--pairs is all, zip, or random:K"),
+            (("-s", "great-wave", "--region", "m.png=the-visit"), "are for photos that are named"),
+            (("-s", "great-wave", "--format", "xyz"), "unknown format"),
+        ):
+            code, _, err = run("stylize", tree, *args, "-o", "out", *SIZE)
+            assert code == 2 and message in err and not (tmp_path / "out").exists()
+
+
+class TestJournal:
+    def test_a_result_that_a_kill_left_unnoted_is_replaced(self, run, tree, tmp_path):
+        args = ("stylize", tree, "-s", "great-wave", "-o", "out", *SIZE)
+        run(*args)
+        journal = tmp_path / "out" / JOURNAL
+        lines = journal.read_text().splitlines()
+        journal.write_text("".join(f"{line}\n" for line in lines[:-1]))  # the last is the note of the last result
+        assert "started" in lines[-2] and "seconds" in lines[-1]
+        assert "1 done, 3 done before, 0 failed" in run(*args)[2]
+
+    def test_two_runs_on_one_output(self, tmp_path):
+        with (
+            Journal(tmp_path, "s"),
+            pytest.raises(OptionError, match="another styleapp is at work"),
+            Journal(tmp_path, "s"),
+        ):
+            pass
+
+    def test_a_line_that_was_cut_off_is_done_again(self, run, tree, tmp_path):
+        args = ("stylize", tree, "-s", "great-wave", "-o", "out", *SIZE)
+        run(*args)
+        journal = tmp_path / "out" / JOURNAL
+        journal.write_bytes(journal.read_bytes()[:-30])
+        code, _, err = run(*args, "--overwrite")
+        assert code == 0 and "4 done" in err
+        assert all(json.loads(line) for line in journal.read_text().splitlines() if line.endswith("}"))
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+    @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+    def test_stopped_and_started_again(self, weights, tmp_path, number):
+        (tmp_path / "in").mkdir()
+        for i in range(30):
+            noise(160, 200, seed=i).save(tmp_path / "in" / f"{i:02}.png")
+        env = {**os.environ, "STYLEAPP_WEIGHTS": str(weights)}
+        command = [sys.executable, "-m", "styleapp", "stylize", "in", "-s", "great-wave", "-o", "out", *map(str, SIZE)]
+        path = f"{Path(__file__).parents[1]}"
+        env["PYTHONPATH"] = path
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(3):
+            process.stdout.readline()
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        first = outputs(tmp_path / "out")
+        if number == signal.SIGTERM:
+            assert process.returncode == 143 and "the same command goes on" in err, err
+            assert not any(name.startswith(".styleapp-") for name in first)
+        finished = [
+            json.loads(line) for line in (tmp_path / "out" / JOURNAL).read_text().splitlines() if line.endswith("}")
+        ]
+        assert 3 <= len(finished) < 30
+        finished = [r for r in finished if "seconds" in r]
+        stamps = {r["output"]: (tmp_path / r["output"]).stat().st_mtime_ns for r in finished}
+        time.sleep(0.02)
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert outputs(tmp_path / "out") == [f"{i:02}-great-wave.png" for i in range(30)]
+        assert all((tmp_path / k).stat().st_mtime_ns == v for k, v in stamps.items())
+        for i in range(30):
+            Image.open(tmp_path / "out" / f"{i:02}-great-wave.png").load()

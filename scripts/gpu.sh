@@ -48,7 +48,9 @@ run_tests() {
 bench() {
     local sizes=() size
     for size in "${SIZES[@]}"; do sizes+=(--size "$size"); done
-    "$PYTHON" -m styleapp bench --device "$DEVICE" "${sizes[@]}" --runs "$RUNS_TIMED" --json | tee "$RUNS/bench.json"
+    "$PYTHON" -m styleapp bench --device "$DEVICE" "${sizes[@]}" --runs "$RUNS_TIMED" --stages --peers --json |
+        tee "$RUNS/bench.json"
+    "$PYTHON" scripts/bench_norms.py --device "$DEVICE" --turns "$((RUNS_TIMED * 4 + 1))" | tee "$RUNS/norms.json"
 }
 
 case ${1:-} in

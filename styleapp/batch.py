@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,12 +29,14 @@ __all__ = [
     "Job",
     "Journal",
     "Photo",
+    "Summary",
     "find_photos",
     "find_styles",
     "make_jobs",
     "run_jobs",
     "settings_hash",
     "stopping",
+    "summarize",
 ]
 
 JOURNAL = ".styleapp-journal.jsonl"
@@ -58,6 +61,23 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Summary:
+    """What a journal says: results, failures with their errors, and what a kill left unfinished.
+
+    Attributes:
+        done: number of results.
+        seconds: that they took together.
+        failed: error by output.
+        unfinished: outputs that were begun.
+    """
+
+    done: int
+    seconds: float
+    failed: dict[str, str]
+    unfinished: list[str]
+
+
+@dataclass(frozen=True)
 class Done:
     """What became of a job: a result, an error, or the result of an earlier run that still holds."""
 
@@ -71,7 +91,7 @@ class Done:
 
 
 def find_photos(contents: Sequence[str]) -> list[Photo]:
-    """Files, everything that looks like an image in folders (and theirs), and what glob patterns match.
+    """Files, all that looks like an image in folders (and theirs), matches of glob patterns; "-": lines of stdin.
 
     In the order given, folders sorted, each file once. Links to folders are not followed: a loop would have no end.
 
@@ -81,7 +101,12 @@ def find_photos(contents: Sequence[str]) -> list[Photo]:
     found: dict[Path, Photo] = {}
     for content in contents:
         path = Path(content)
-        if path.is_dir():
+        if content == "-":
+            names = [line.rstrip("\r\n") for line in sys.stdin]
+            photos = [Photo(Path(name), Path(Path(name).name)) for name in names if name]
+            if not photos:
+                raise ImageError("-: no path came in on standard input, one on each line")
+        elif path.is_dir():
             photos = [Photo(p, p.relative_to(path)) for p in _images_in(path)]
             if not photos:
                 raise ImageError(f"{content}: has no image in it (known: {', '.join(SUFFIXES)})")
@@ -222,16 +247,8 @@ class Journal:
         if not _lock(self._file):
             self._file.close()
             raise OptionError(f"{self.path.parent}: another styleapp is at work on this output")
-        self._file.seek(0)
-        text = self._file.read()
-        for line in text.splitlines():
-            try:
-                record = json.loads(line)
-                self.records[record["output"]] = record
-            except (ValueError, KeyError, TypeError):
-                continue
-        if text and not text.endswith("\n"):
-            self._file.write("\n")
+        self.records = read_journal(self.path)
+        self._file.write("\n")  # the last line may have been cut off
         for leftover in self.path.parent.rglob(".styleapp-*"):
             if re.fullmatch(r"\.styleapp-[0-9a-f]{12}\.\w+", leftover.name):
                 leftover.unlink(missing_ok=True)
@@ -277,6 +294,38 @@ class Journal:
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         self.records[str(job.target)] = record
+
+
+def read_journal(path: Path) -> dict[str, dict[str, Any]]:
+    """The last record of each output. Lines that were cut off are ignored.
+
+    Raises:
+        ImageError: if it cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror})") from None
+    records = {}
+    for line in text.splitlines():
+        try:
+            record = json.loads(line)
+            records[str(record["output"])] = record
+        except (ValueError, KeyError, TypeError):
+            continue
+    return records
+
+
+def summarize(path: Path) -> Summary:
+    """Of a journal, or of the folder that it lies in."""
+    records = read_journal(path / JOURNAL if path.is_dir() else path)
+    finished = [r for r in records.values() if "seconds" in r]
+    return Summary(
+        len(finished),
+        sum(float(r["seconds"]) for r in finished),
+        {k: str(r["error"]) for k, r in records.items() if "error" in r},
+        [k for k, r in records.items() if "seconds" not in r and "error" not in r],
+    )
 
 
 def _lock(file: TextIO) -> bool:

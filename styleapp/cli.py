@@ -138,7 +138,11 @@ def common(
 @options_of(Options)
 def stylize(
     content: Annotated[
-        list[Path], typer.Argument(metavar="CONTENT...", help="Photos, folders of photos (with theirs), or patterns.")
+        list[Path],
+        typer.Argument(
+            metavar="CONTENT...",
+            help="Photos, folders of photos (with theirs), patterns, or - for paths on standard input.",
+        ),
     ],
     options: Options,
     style: Annotated[
@@ -192,7 +196,8 @@ def stylize(
     regions = [parse_region(text) for text in region or []]
     if not style and not regions:
         raise OptionError("a --style is needed, or a --region with one")
-    many = pairs or dry_run or any(p.is_dir() or (not p.exists() and set("*?[") & set(str(p))) for p in content)
+    many = pairs or dry_run or any(str(p) == "-" for p in content)
+    many = many or any(p.is_dir() or (not p.exists() and set("*?[") & set(str(p))) for p in content)
     if many or any(Path(s).is_dir() for s in style):
         if regions or alpha_map or weights:
             raise OptionError("--region, --alpha-map and --weights are for photos that are named, not for folders")
@@ -411,6 +416,26 @@ def parse_region(text: str) -> tuple[str, str, float]:
     if not 0 <= strength <= 1:
         raise OptionError(f"--region: the strength after @ must be from 0 to 1, got {text!r}")
     return mask, style, strength
+
+
+@app.command()
+def report(
+    journal: Annotated[Path, typer.Argument(metavar="JOURNAL", help="A folder of results, or the journal in it.")],
+    as_json: Json = False,
+) -> None:
+    """Tell again what became of a run over folders."""
+    with errors_told():
+        from styleapp.batch import summarize
+
+        summary = summarize(journal)
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(summary)))
+        return
+    for output, error in summary.failed.items():
+        typer.echo(f"failed  {output}: {error}")
+    for output in summary.unfinished:
+        typer.echo(f"unfinished  {output}")
+    typer.echo(f"{summary.done} done in {summary.seconds:.1f} s, {len(summary.failed)} failed")
 
 
 def parse_weights(text: str, count: int) -> list[float]:

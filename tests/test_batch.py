@@ -1,5 +1,6 @@
 """Folders in, folders out: nothing lost, nothing done twice, nothing skipped in silence."""
 
+import io
 import json
 import os
 import signal
@@ -184,8 +185,24 @@ class TestRun:
             code, _, err = run("stylize", tree, *args, "-o", "out", *SIZE)
             assert code == 2 and message in err and not (tmp_path / "out").exists()
 
+    def test_paths_on_standard_input(self, run, tree, tmp_path, monkeypatch):
+        monkeypatch.setattr("sys.stdin", io.StringIO(f"{tree / 'a.png'}\n\n{tree / 'deep' / 'b.png'}\n"))
+        assert run("stylize", "-", "-s", "great-wave", "-o", "out", *SIZE)[0] == 0
+        assert outputs(tmp_path / "out") == ["a-great-wave.png", "b-great-wave.png"]
+        monkeypatch.setattr("sys.stdin", io.StringIO(""))
+        assert "no path came in" in run("stylize", "-", "-s", "great-wave", "-o", "out", *SIZE)[2]
+
 
 class TestJournal:
+    def test_report(self, run, tree, tmp_path):
+        (tree / "text.jpg").write_text("not an image")
+        run("stylize", tree, "-s", "great-wave", "-o", "out", *SIZE)
+        code, out, _ = run("report", "out")
+        assert code == 0 and "4 done in" in out and "1 failed" in out and "text.jpg: not an image" in out
+        assert json.loads(run("report", tmp_path / "out" / JOURNAL, "--json")[1])["done"] == 4
+        code, _, err = run("report", tmp_path)
+        assert code == 1 and "cannot be read" in err
+
     def test_a_result_that_a_kill_left_unnoted_is_replaced(self, run, tree, tmp_path):
         args = ("stylize", tree, "-s", "great-wave", "-o", "out", *SIZE)
         run(*args)

@@ -1,0 +1,68 @@
+"""Write the table of measured numbers into README.md from the JSON under benchmarks/.
+
+python scripts/readme_numbers.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+BEGIN, END = "<!-- numbers: made by scripts/readme_numbers.py -->", "<!-- end of numbers -->"
+
+
+def load(name: str) -> Any:
+    return json.loads(Path(f"benchmarks/{name}.json").read_text(encoding="utf-8"))
+
+
+def table() -> str:
+    cpu, large, losses, norms = (load(n) for n in ("cpu", "large", "evaluate", "norms"))
+    rows: list[tuple[str, str, str]] = []
+    bench = "`styleapp bench --size … --stages --peers`"
+    by = {(t["name"], t["size"]): t for t in cpu["timings"]}
+    for size in (512, 1024):
+        network, whole = by["network", size], by["stylize", size]
+        rows.append((f"the network, {size} × {size}", f"{network['median']:.2f} s", bench))
+        rows.append((f"`stylize` of a PIL image, {size} × {size}", f"{whole['median']:.2f} s", bench))
+    share = by["network", 512]["share"]
+    rows.append(("the network's share of the machine's own rate at matrix products", f"{share:.0%}", bench))
+    for peer in cpu["peers"]:
+        if peer["size"] == 512 and peer["peer"].startswith("plain"):
+            rows.append((f"against {peer['peer']}, 512 × 512", f"{peer['ratio']:.2f} times as fast", bench))
+    biggest = max(large["runs"], key=lambda r: r["result"][0] * r["result"][1])
+    name = biggest["photo"].replace("x", " × ")
+    what = f"{biggest['seconds']:.0f} s, {biggest['peak_rss_mb'] / 1000:.2f} GB at most"
+    rows.append((f"{name}, `--max-memory 2GB`, whole process", what, "`python scripts/bench_large.py`"))
+    stock = [r for r in norms["norms"] if r["stock"] and r["layout"] == "contiguous"]
+    ratios = [r[k]["ratio"] for r in stock for k in ("forward", "forward_backward")]
+    rows.append(
+        (
+            "stock norms against torch.nn's",
+            f"{min(ratios):.2f} to {max(ratios):.2f} times the time",
+            "`python scripts/bench_norms.py`",
+        )
+    )
+    evaluate = "`styleapp evaluate --content … --style …`"
+    for row in losses:
+        text = f"content {row['content_loss']:.2f}, style {row['style_loss']:.2f}"
+        rows.append((f"losses on 340 pairs at 512 px: {row['name']}", text, evaluate))
+    m = cpu["machine"]
+    about = (
+        f"Two cores of an {m['device']} ({m['instructions']}), torch {m['torch']}, {cpu['precision']}, "
+        f"{cpu['matmul_tflops']:.2f} TFLOP/s in matrix products; decoder of width {cpu['width']}; median of the runs."
+    )
+    lines = [about, "", "| what | measured | command |", "|---|---|---|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def main() -> None:
+    path = Path("README.md")
+    text = path.read_text(encoding="utf-8")
+    head, rest = text.split(BEGIN)
+    tail = rest.split(END)[1]
+    path.write_text(f"{head}{BEGIN}\n{table()}\n{END}{tail}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from styleapp import norms as n
 from styleapp.allocator import keep_freed_memory
 from styleapp.bench import machine
+from styleapp.pipeline import find_device
 
 C, GROUPS = 64, 32
 IMAGE, TOKENS = (8, C, 64, 64), (8, 196, 768)
@@ -107,7 +108,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--turns", type=int, default=101)
     args = parser.parse_args()
-    device = torch.device(args.device)
+    device = find_device(args.device)
     keep_freed_memory()
     torch.manual_seed(0)
     rows = []

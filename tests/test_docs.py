@@ -22,3 +22,10 @@ def test_links_lead_somewhere():
     for page in [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("weights/*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_numbers_of_the_readme_are_those_of_the_benchmarks(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    import readme_numbers
+
+    assert readme_numbers.table() in Path("README.md").read_text(encoding="utf-8")

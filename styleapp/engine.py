@@ -65,7 +65,8 @@ def make_plan(
         result_bytes: size of the result, which is still to be made.
 
     Raises:
-        OptionError: if the budget is too small for the smallest tile; the message says what is needed.
+        OptionError: if the budget is too small for the smallest tile, or the tile that is asked for does not
+            fit into memory at all; the message says what is needed.
     """
     height, width = size
     dtype_size = next(stylizer.parameters()).element_size()
@@ -81,7 +82,14 @@ def make_plan(
     total = available(device) // 2 if budget is None else budget
     free = total - taken
     if tile is not None:
-        return Plan(even(size, tile), features <= free / 2)
+        sides = even(size, tile)
+        needed = min(height, sides[0] + 2 * halo) * min(width, sides[1] + 2 * halo) * pixel // 2  # half is margin
+        if needed > available(device):  # a system that is asked for more than it has ends the process
+            raise OptionError(
+                f"tiles of {sides[1]}x{sides[0]} pixels take at least {_megabytes(needed)}, "
+                f"{_megabytes(available(device))} are free; take smaller ones, or --tile auto"
+            )
+        return Plan(sides, features <= free / 2)
     if height * width * pixel <= free:
         return one_piece(size)
     keep = features <= free / 2

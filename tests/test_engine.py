@@ -286,6 +286,12 @@ class TestPlan:
         with pytest.raises(OptionError, match=r"too little memory for a photo of 4000x4000: \d+ MB are needed, --max"):
             make_plan(NETWORK, (4000, 4000), torch.device("cpu"), budget=10_000_000)
 
+    def test_tiles_that_cannot_fit_are_refused(self, monkeypatch):
+        monkeypatch.setattr(engine, "available", lambda device: 50_000_000)
+        with pytest.raises(OptionError, match=r"tiles of 8000x8000 pixels take at least \d+ MB, 50 MB are free"):
+            make_plan(NETWORK, (8000, 8000), torch.device("cpu"), tile=8000)
+        assert make_plan(NETWORK, (8000, 8000), torch.device("cpu"), tile=256).tile == (256, 256)
+
     def test_efdm_needs_all_features(self):
         with pytest.raises(OptionError, match="efdm needs all features"):
             render(NETWORK, picture(64, 64), [Layer(style(1))], Plan((32, 32), keep=False), matching=Matching("efdm"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from types import EllipsisType
 from typing import Literal
 
 import torch
@@ -99,9 +100,9 @@ class Window:
         return self.bottom - self.top, self.right - self.left
 
     @property
-    def slices(self) -> tuple[slice, slice]:
+    def index(self) -> tuple[EllipsisType, slice, slice]:
         """To index the last two dims of a tensor."""
-        return slice(self.top, self.bottom), slice(self.left, self.right)
+        return ..., slice(self.top, self.bottom), slice(self.left, self.right)
 
     def grown(self, by: int, size: tuple[int, int]) -> Window:
         """With ``by`` more at each side, but not beyond a whole of ``size``."""
@@ -137,11 +138,11 @@ class Mask:
     def window(self, w: Window) -> Tensor:
         """float32 in [0,1], (1, 1, h, w): softened over the whole mask, computed for this window alone."""
         if self.feather <= 0:
-            return unit(self.values[(..., *w.slices)])
+            return unit(self.values[w.index])
         height, width = self.values.shape[-2:]
         outer = w.grown(max(1, round(3 * self.feather)), (height, width))
-        soft = feather(unit(self.values[(..., *outer.slices)]), self.feather)
-        return soft[(..., *w.within(outer).slices)]
+        soft = feather(unit(self.values[outer.index]), self.feather)
+        return soft[w.within(outer).index]
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,7 @@ def measure_content(
         elif plan.keep:
             if whole is None:  # a tile of everything did not fit
                 whole = store()
-            whole[(..., *w.slices)] = features
+            whole[w.index] = features
         parts.append(Moments(found.count, found.mean.double(), found.var.double()))
 
     _each(_windows(cells, plan.tile), work, note, plan.tidy_above)
@@ -249,21 +249,18 @@ def render(
         pixels = w.scaled(8, picture.size)
         shares = weights_of(layers, strength, pixels)
         covered = sum(shares[1:], shares[0])
-        image = unit(picture.pixels[(..., *pixels.slices)])
+        image = unit(picture.pixels[pixels.index])
         if _everywhere(covered, 0):
             result = image
         else:
             outer = w.grown(halo, cells)
-            if content.features is None:
-                features = _encode(stylizer, picture, outer)
-            else:
-                features = content.features[(..., *outer.slices)]
+            features = _encode(stylizer, picture, outer) if content.features is None else content.features[outer.index]
             around = weights_of(layers, strength, outer.scaled(8, picture.size))
             target = _blended(features, outer, transforms, around)
             inner = w.within(outer).scaled(8, (8 * outer.size[0], 8 * outer.size[1]))
 
             def decode(x: Tensor) -> Tensor:
-                decoded: Tensor = stylizer.decoder(x)[(..., *inner.slices)]
+                decoded: Tensor = stylizer.decoder(x)[inner.index]
                 return decoded[..., : image.shape[-2], : image.shape[-1]].float().cpu()
 
             result = decode(target)
@@ -271,7 +268,7 @@ def render(
                 result += (1 - covered) * (image - decode(features))
         if luma:
             result = image + (_brightness(result.clamp(0, 1)) - _brightness(image))
-        out[(..., *pixels.slices)] = quantized(result, out.dtype)
+        out[pixels.index] = quantized(result, out.dtype)
 
     _each(_windows(cells, plan.tile), work, note, plan.tidy_above)
     return replace(picture, pixels=out)
@@ -299,7 +296,7 @@ def _transform(style: StyleCode | Tensor, content: Content, matching: Matching, 
         for c in range(0, matched.shape[1], 64):
             part = slice(c, c + 64)
             matched[:, part] = efdm(content.features[:, part].float(), style[:, part].float()).to(matched.dtype)
-        return lambda x, w: matched[(..., *w.slices)]
+        return lambda x, w: matched[w.index]
     assert content.covariance is not None
     flat = style.flatten(2).double()
     target = flat.mean(-1, keepdim=True)
@@ -338,9 +335,9 @@ def _encode(stylizer: Stylizer, picture: Picture, w: Window) -> Tensor:
     cells = _cells(picture.size)
     outer = w.grown(halo_of(stylizer.encoder.radius), cells)
     device = next(stylizer.parameters()).device
-    crop = unit(picture.pixels[(..., *outer.scaled(8, picture.size).slices)])
+    crop = unit(picture.pixels[outer.scaled(8, picture.size).index])
     features = stylizer.encoder(crop.to(device).contiguous(memory_format=torch.channels_last))
-    return features[(..., *w.within(outer).slices)]
+    return features[w.within(outer).index]
 
 
 def _cells(size: tuple[int, int]) -> tuple[int, int]:

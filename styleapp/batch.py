@@ -14,7 +14,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -236,6 +236,7 @@ class Journal:
         self.path = folder / JOURNAL
         self.settings = settings
         self.records: dict[str, dict[str, Any]] = {}
+        self.ours: set[str] = set()
         self._file: TextIO | None = None
 
     def __enter__(self) -> Journal:
@@ -247,7 +248,8 @@ class Journal:
         if not _lock(self._file):
             self._file.close()
             raise OptionError(f"{self.path.parent}: another styleapp is at work on this output")
-        self.records = read_journal(self.path)
+        for record in _lines(self.path):
+            self._remember(record)
         self._file.write("\n")  # the last line may have been cut off
         for leftover in self.path.parent.rglob(".styleapp-*"):
             if re.fullmatch(r"\.styleapp-[0-9a-f]{12}\.\w+", leftover.name):
@@ -293,11 +295,21 @@ class Journal:
         assert self._file is not None
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
-        self.records[str(job.target)] = record
+        self._remember(record)
+
+    def _remember(self, record: dict[str, Any]) -> None:
+        self.records[record["output"]] = record
+        if "error" not in record:  # once written by us it is ours to replace, whatever fails later
+            self.ours.add(record["output"])
 
 
 def read_journal(path: Path) -> dict[str, dict[str, Any]]:
-    """The last record of each output. Lines that were cut off are ignored.
+    """The last record of each output."""
+    return {record["output"]: record for record in _lines(path)}
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The records in order. Lines that were cut off are ignored.
 
     Raises:
         ImageError: if it cannot be read.
@@ -306,14 +318,11 @@ def read_journal(path: Path) -> dict[str, dict[str, Any]]:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error.strerror})") from None
-    records = {}
     for line in text.splitlines():
-        try:
+        with suppress(ValueError):
             record = json.loads(line)
-            records[str(record["output"])] = record
-        except (ValueError, KeyError, TypeError):
-            continue
-    return records
+            if isinstance(record, dict) and isinstance(record.get("output"), str):
+                yield record
 
 
 def summarize(path: Path) -> Summary:
@@ -405,7 +414,7 @@ def run_jobs(
                 if not overwrite and journal.holds(job, digest):
                     yield Done(job, skipped=True)
                     continue
-                if not overwrite and job.target.exists() and str(job.target) not in journal.records:
+                if not overwrite and job.target.exists() and str(job.target) not in journal.ours:
                     raise ImageError(f"{job.target}: exists already; --overwrite replaces it")
                 picture = transfer.fit(_named(data, job.photo, transfer), options)
                 result = transfer.picture(picture, styles(job.style), options)

@@ -174,6 +174,8 @@ class TestRun:
         code, _, err = run("stylize", tree, "-s", "great-wave", "-o", "out", *SIZE)
         assert code == 1 and "exists already" in err
         assert (tmp_path / "out" / "a-great-wave.png").read_text() == "precious"
+        assert "exists already" in run("stylize", tree, "-s", "great-wave", "-o", "out", *SIZE)[2]  # nor the next time
+        assert (tmp_path / "out" / "a-great-wave.png").read_text() == "precious"
 
     def test_what_is_wrong_is_told_before_the_first_photo(self, run, tree, tmp_path):
         for args, message in (

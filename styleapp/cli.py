@@ -80,7 +80,10 @@ def options_of(cls: type, **renamed: tuple[str, ...]) -> Callable[[Callable[...,
 
     Help texts are the lines of the class's ``Attributes``; ``renamed`` sets flags that are not ``--field-name``.
     """
-    described = dict(re.findall(r"^ {8}(\w+): (.+?)(?=\n {8}\w|\n\n|\n {4}\S|\Z)", cls.__doc__ or "", re.M | re.S))
+    described: dict[str, str] = {}
+    for base in cls.__mro__:
+        text = base.__doc__ or ""
+        described |= dict(re.findall(r"^ {8}(\w+): (.+?)(?=\n {8}\w|\n\n|\n {4}\S|\Z)", text, re.M | re.S))
     types = typing.get_type_hints(cls)
 
     def decorate(verb: Callable[..., None]) -> Callable[..., None]:

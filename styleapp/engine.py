@@ -4,6 +4,9 @@ A norm needs the photo only through moments over the whole of it. The first pass
 merges their moments; the second normalises and decodes tile by tile with the moments of the whole. Tiles
 lie on multiples of 8 pixels, the encoder's pooling, and carry a halo as wide as the networks see, so that
 a tile holds the very numbers that the whole would. One tile that covers the photo is the plain case.
+
+A network with norms inside its decoder takes one pass more for each of them, which runs through the decoder as far
+as that norm; passes to the early ones are short. So its tiles are as exact. In one piece there is nothing to repeat.
 """
 
 from __future__ import annotations
@@ -122,7 +125,9 @@ def bytes_per_pixel(stylizer: Stylizer) -> int:
     and the convolution's own scratch space. Measured on the CPU: 370 to 620 bytes in bfloat16, with 64 channels.
     """
     first = next(stylizer.encoder.parameters())
-    return 6 * max(first.shape[0], 8) * first.element_size()
+    network = 6 * max(first.shape[0], 8) * first.element_size()
+    finest = list(stylizer.norms.values())[-1]
+    return network + (8 * finest if stylizer.conditional else 0)  # a norm works on two float32 copies
 
 
 def halo_of(radius: int) -> int:
@@ -241,11 +246,66 @@ def render(
         raise OptionError("efdm needs all features of the photo at once: raise --max-memory, or take another --norm")
     if content is None:
         content = measure_content(stylizer, picture, plan, matching, note)
-    transforms = [_transform(layer.style, content, matching, stylizer.eps) for layer in layers]
     cells = _cells(picture.size)
     halo = halo_of(stylizer.decoder.radius)
+    whole = (8 * cells[0], 8 * cells[1])
+    codes = [
+        layer.style.split(stylizer.norms) if stylizer.conditional and isinstance(layer.style, StyleCode) else None
+        for layer in layers
+    ]
+    bottleneck, *inner_norms = stylizer.norms
+    known: dict[str, list[Transform]] = {
+        bottleneck: [
+            _transform(layer.style if code is None else code[bottleneck], content, matching, stylizer.eps)
+            for layer, code in zip(layers, codes, strict=True)
+        ]
+    }
+
+    def learn(name: str, found: Moments) -> None:
+        """The norm of that name is settled: these are the moments of its input."""
+        styles = [code[name] for code in codes if code is not None]
+        known[name] = [_transform(style, Content(found), Matching(), stylizer.eps) for style in styles]
+
+    def features_of(w: Window) -> Tensor:
+        return _encode(stylizer, picture, w) if content.features is None else content.features[w.index]
+
+    def decoded(x: Tensor, w: Window, around: Sequence[float | Tensor], until: str | None = None) -> Tensor:
+        """The features of a window through all norms that are settled, and the decoder."""
+
+        def norm(name: str, y: Tensor) -> Tensor:
+            if name not in known:
+                assert w.size == cells  # otherwise the passes below have settled it
+                learn(name, moments(y))
+            return _blended(y, w.scaled(8 // strides[name], whole), known[name], around, strides[name])
+
+        target = _blended(x, w, known[bottleneck], around, 8)
+        result: Tensor = stylizer.decoder(target, norm if inner_norms else None, until)
+        return result
+
+    strides = stylizer.decoder.strides
+
+    def settle(tile: tuple[int, int]) -> None:
+        """One pass over the photo for each norm in the decoder, for the moments of its input."""
+        for name in inner_norms:
+            if name in known:
+                continue
+            parts: list[Moments] = []
+
+            def measure(w: Window, name: str = name, parts: list[Moments] = parts) -> None:
+                outer = w.grown(halo, cells)
+                around = weights_of(layers, strength, outer.scaled(8, picture.size))
+                y = decoded(features_of(outer), outer, around, name)
+                scale = 8 // strides[name]
+                found = moments(y[w.within(outer).scaled(scale, (scale * outer.size[0], scale * outer.size[1])).index])
+                parts.append(Moments(found.count, found.mean.double(), found.var.double()))
+
+            _each(_windows(cells, tile), measure, note, plan.tidy_above)
+            total = merge(*parts)
+            learn(name, Moments(total.count, total.mean.float(), total.var.float()))
 
     def work(w: Window) -> None:
+        if w.size != cells and len(known) <= len(inner_norms):
+            settle((min(plan.tile[0], 8 * w.size[0]), min(plan.tile[1], 8 * w.size[1])))
         pixels = w.scaled(8, picture.size)
         shares = weights_of(layers, strength, pixels)
         covered = sum(shares[1:], shares[0])
@@ -254,18 +314,17 @@ def render(
             result = image
         else:
             outer = w.grown(halo, cells)
-            features = _encode(stylizer, picture, outer) if content.features is None else content.features[outer.index]
+            features = features_of(outer)
             around = weights_of(layers, strength, outer.scaled(8, picture.size))
-            target = _blended(features, outer, transforms, around)
             inner = w.within(outer).scaled(8, (8 * outer.size[0], 8 * outer.size[1]))
 
-            def decode(x: Tensor) -> Tensor:
-                decoded: Tensor = stylizer.decoder(x)[inner.index]
-                return decoded[..., : image.shape[-2], : image.shape[-1]].float().cpu()
+            def shown(x: Tensor) -> Tensor:
+                x = x[inner.index]
+                return x[..., : image.shape[-2], : image.shape[-1]].float().cpu()
 
-            result = decode(target)
+            result = shown(decoded(features, outer, around))
             if not _everywhere(covered, 1):
-                result += (1 - covered) * (image - decode(features))
+                result += (1 - covered) * (image - shown(stylizer.decoder(features)))
         if luma:
             result = image + (_brightness(result.clamp(0, 1)) - _brightness(image))
         out[pixels.index] = quantized(result, out.dtype)
@@ -307,17 +366,32 @@ def _transform(style: StyleCode | Tensor, content: Content, matching: Matching, 
     return lambda x, w: (matrix @ (x.float().flatten(2) - mean) + target).view(x.shape).to(x.dtype)
 
 
-def _blended(x: Tensor, w: Window, transforms: Sequence[Transform], shares: Sequence[float | Tensor]) -> Tensor:
-    """f + Σ w_k (T_k(f) - f), in float32 where more than one style takes part."""
+def _blended(
+    x: Tensor, w: Window, transforms: Sequence[Transform], shares: Sequence[float | Tensor], stride: int
+) -> Tensor:
+    """f + Σ w_k (T_k(f) - f), in float32 where more than one style takes part.
+
+    Args:
+        w: where ``x`` lies, in its own units, ``stride`` pixels apart.
+        shares: w_k over the pixels of the window.
+    """
     if len(transforms) == 1 and _everywhere(shares[0], 1):
         return transforms[0](x, w)
     total = x.float()
     for transform, share in zip(transforms, shares, strict=True):
         if isinstance(share, Tensor):
-            share = F.avg_pool2d(share, 8, ceil_mode=True, count_include_pad=False).to(x.device)  # noqa: PLW2901
+            share = _pooled(share, stride, x.shape[-2:]).to(x.device)  # noqa: PLW2901
         if not _everywhere(share, 0):
             total = total + share * (transform(x, w).float() - x.float())
     return total.to(x.dtype)
+
+
+def _pooled(share: Tensor, stride: int, size: Sequence[int]) -> Tensor:
+    """Means of ``stride`` x ``stride`` pixels; the layers of a photo reach over its edge to a multiple of 8."""
+    if stride > 1:
+        share = F.avg_pool2d(share, stride, ceil_mode=True, count_include_pad=False)
+    beyond = (0, size[1] - share.shape[-1], 0, size[0] - share.shape[-2])
+    return F.pad(share, beyond, mode="replicate") if any(beyond) else share
 
 
 def _everywhere(share: float | Tensor, value: float) -> bool:

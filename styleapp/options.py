@@ -10,7 +10,17 @@ from dataclasses import dataclass
 
 from styleapp.errors import OptionError, unknown_name
 
-__all__ = ["COLOURS", "DEVICES", "NORM_NAMES", "PRECISIONS", "DecoderOptions", "Options", "parse_bytes"]
+__all__ = [
+    "COLOURS",
+    "DEVICES",
+    "NORM_NAMES",
+    "PRECISIONS",
+    "ConditionalOptions",
+    "DecoderOptions",
+    "Options",
+    "TrainOptions",
+    "parse_bytes",
+]
 
 DEVICES = ("auto", "cpu", "cuda", "cuda:0")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -82,23 +92,21 @@ class Options:
 
 
 @dataclass(frozen=True)
-class DecoderOptions:
-    """Everything that decides how a decoder is trained.
+class TrainOptions:
+    """What decides how any network is trained.
 
     Attributes:
         width: share of the paper's decoder channels.
         steps: length of the run; the learning rate falls to zero over it by a cosine.
-        batch_size: photos a step, and as many paintings.
-        pairs: how many of the step's paintings each photo is paired with. The frozen encodings of photo
-            and painting are shared by their pairs, so 2 costs less than twice as much as 1.
+        batch_size: photos a step.
+        pairs: styles a photo. The frozen encoding of the photo is shared by them, so 2 costs less than twice
+            as much as 1.
         size: crops of this many pixels square.
         lr: learning rate of AdamW at its peak.
         warmup: steps over which the learning rate rises to it.
         style_weight: weight of the style loss; that of the content loss is 1.
         identity_weight: weight of the pixel loss on identity samples.
         identity_share: share of samples in which the photo is its own style.
-        mix_share: share of samples whose code is a random mix of two paintings'.
-        pattern_share: share of paintings that are drawn by us.
         clip: largest gradient norm.
         ema: decay of the average of the weights, which is what is saved.
         seed: of everything random; step i depends on it and on i alone, so a resumed run equals an unbroken one.
@@ -116,8 +124,6 @@ class DecoderOptions:
     style_weight: float = 10.0
     identity_weight: float = 20.0
     identity_share: float = 0.15
-    mix_share: float = 0.15
-    pattern_share: float = 0.05
     clip: float = 5.0
     ema: float = 0.999
     seed: int = 0
@@ -128,5 +134,38 @@ class DecoderOptions:
         for name in ("steps", "batch_size", "pairs", "size"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.pairs > self.batch_size:
+
+
+@dataclass(frozen=True)
+class DecoderOptions(TrainOptions):
+    """How the decoder of an AdaIN network is trained.
+
+    Attributes:
+        mix_share: share of samples whose code is a random mix of two paintings'.
+        pattern_share: share of paintings that are drawn by us.
+        norm: a norm after each hidden convolution of the decoder: none, which is best, or for comparison bn, in, ln,
+            gn:G or switchable.
+    """
+
+    mix_share: float = 0.15
+    pattern_share: float = 0.05
+    norm: str = "none"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pairs > self.batch_size:  # as many paintings as photos are drawn
             raise OptionError(f"pairs must be at most batch_size ({self.batch_size}), got {self.pairs}")
+
+
+@dataclass(frozen=True)
+class ConditionalOptions(TrainOptions):
+    """How a network of conditional instance norm is trained.
+
+    Attributes:
+        style_size: short side at which the paintings are measured.
+        code_lr: learning rate of the codes at its peak.
+    """
+
+    steps: int = 30_000
+    style_size: int = 512
+    code_lr: float = 5e-3

@@ -244,10 +244,10 @@ def test_out_of_memory_makes_tiles_smaller(monkeypatch, limit):
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return real_encode(self, x)
 
-    def decode(self, x):
+    def decode(self, x, *more):
         if max(x.shape[-2:]) > limit // 8 + 8:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
-        return real_decode(self, x)
+        return real_decode(self, x, *more)
 
     monkeypatch.setattr(Encoder, "forward", encode)
     monkeypatch.setattr(Decoder, "forward", decode)
@@ -336,3 +336,62 @@ class TestPipeline:
     def test_bad_options(self, transfer, options, message):
         with pytest.raises(OptionError, match=message):
             transfer.stylize(picture(48, 40), "great-wave", **self.SIZE, **options)
+
+
+CONDITIONAL = Stylizer(NETWORK.encoder, NETWORK.decoder, conditional=True).eval().requires_grad_(False)
+
+
+def long_code(seed: int) -> StyleCode:
+    """A code for every norm of the conditional network, as learning would make it: near a measured one."""
+    measured = CONDITIONAL.measure(picture(40, 56, seed).rgb)
+    generator = torch.Generator().manual_seed(seed)
+    noise = 1 + 0.3 * torch.rand(measured.gamma.shape, generator=generator)
+    return StyleCode(measured.gamma * noise, measured.beta + 0.1 * noise)
+
+
+def test_conditional_in_one_tile_is_the_plain_network():
+    p = picture(50, 61)
+    for alpha in (1.0, 0.6):
+        found = render(CONDITIONAL, p, [Layer(long_code(1), alpha)], whole(p))
+        assert torch.allclose(found.rgb, CONDITIONAL(p.rgb, long_code(1), alpha).clamp(0, 1), atol=1e-5)
+    assert difference(found, render(CONDITIONAL, p, [Layer(long_code(2), alpha)], whole(p))) > 0.1
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    height=st.integers(16, 150),
+    width=st.integers(16, 150),
+    tile=st.sampled_from([16, 24, 40, 64]),
+    keep=st.booleans(),
+    alpha=st.sampled_from([1.0, 0.5]),
+    masks=st.integers(0, 2),
+    strength=st.booleans(),
+)
+def test_conditional_tiled_equals_untiled(height, width, tile, keep, alpha, masks, strength):
+    p = picture(height, width)
+    layers = [Layer(long_code(0), alpha)]
+    for i in range(masks):
+        mask = torch.zeros(1, 1, height, width, dtype=torch.uint8)
+        mask[..., : height // (i + 2), width // 3 :] = 255
+        layers.append(Layer(long_code(i + 1), 1.0 - 0.3 * i, Mask(mask)))
+    ramp = Mask(torch.linspace(0, 1, width).expand(1, 1, height, width)) if strength else None
+    untiled = render(CONDITIONAL, p, layers, whole(p), strength=ramp)
+    tiled = render(CONDITIONAL, p, layers, Plan(even(p.size, tile), keep), strength=ramp)
+    assert difference(tiled, untiled) <= 2e-4
+
+
+def test_conditional_goes_on_exactly_when_memory_runs_out(monkeypatch):
+    p = picture(100, 90)
+    layers = [Layer(long_code(1))]
+    untiled = render(CONDITIONAL, p, layers, whole(p))
+    forward = CONDITIONAL.decoder.forward
+
+    def small(x, *more):
+        if x.shape[-1] > 10:
+            raise MemoryError
+        return forward(x, *more)
+
+    monkeypatch.setattr(CONDITIONAL.decoder, "forward", small)
+    notes: list[str] = []
+    found = render(CONDITIONAL, p, layers, whole(p), note=notes.append)
+    assert notes and difference(found, untiled) <= 2e-4

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from styleapp.models.layers import ReflectConv2d
+from styleapp.norms import make_norm
 
-__all__ = ["Decoder", "decoder_channels"]
+__all__ = ["Decoder", "LayerNorms", "decoder_channels"]
+
+LayerNorms = Callable[[str, Tensor], Tensor]
+"""What is done to the output of a named layer, such as normalising it."""
 
 
 def decoder_channels(in_channels: int = 512, width: float = 1.0) -> list[tuple[str, int, int]]:
@@ -34,20 +40,23 @@ def decoder_channels(in_channels: int = 512, width: float = 1.0) -> list[tuple[s
 
 
 class Decoder(nn.Module):
-    """Mirror of the encoder: reflection-padded 3x3 convolutions, nearest upsampling, no norm.
+    """Mirror of the encoder: reflection-padded 3x3 convolutions, nearest upsampling, no norm of its own.
 
-    Normalisation layers in the decoder make it worse, as they undo what AdaIN did (Huang and Belongie
-    2017, section 7.1); nearest upsampling before a convolution leaves no checkerboard (Odena 2016).
+    Normalisation layers in an AdaIN decoder make it worse, as they undo what AdaIN did (Huang and Belongie
+    2017, section 7.1); norms that put a style in, as CIN does after every convolution (Dumoulin et al. 2017),
+    come from outside. Nearest upsampling before a convolution leaves no checkerboard (Odena 2016).
 
     Args:
         in_channels: channels of the encoder's last layer.
         width: share of the paper's channels, see :func:`decoder_channels`.
+        norm: a norm of :mod:`styleapp.norms` after each hidden convolution, by its name in the factory; "none" for
+            none. Only for comparisons: the paper's figure 4 shows that it does harm.
 
     Shape:
         (N, in_channels, h, w) with h, w >= 2 to (N, 3, 8h, 8w): RGB, around [0,1] but not clamped.
     """
 
-    def __init__(self, in_channels: int = 512, width: float = 1.0) -> None:
+    def __init__(self, in_channels: int = 512, width: float = 1.0, norm: str = "none") -> None:
         super().__init__()
         self.in_channels = in_channels
         self.width = width
@@ -56,6 +65,9 @@ class Decoder(nn.Module):
             self.names.append(name)
             if name != "up":
                 self.add_module(name, ReflectConv2d(channels, out))
+        self.own_norms: nn.ModuleDict | None = None
+        if norm != "none":
+            self.own_norms = nn.ModuleDict({name: make_norm(norm, c) for name, c in self.hidden.items()})
 
     @property
     def radius(self) -> int:
@@ -66,14 +78,40 @@ class Decoder(nn.Module):
             stride, radius = (stride // 2, radius) if name == "up" else (stride, radius + stride)
         return radius
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Features to a picture, in the dtype of the weights."""
+    @property
+    def strides(self) -> dict[str, int]:
+        """How many pixels lie beside one another for each convolution's output, by its name."""
+        stride = 2 ** self.names.count("up")
+        strides = {}
+        for name in self.names:
+            if name == "up":
+                stride //= 2
+            else:
+                strides[name] = stride
+        return strides
+
+    @property
+    def hidden(self) -> dict[str, int]:
+        """Channels of each convolution but the last, by its name: where a norm may be."""
+        return {n: c for n, _, c in decoder_channels(self.in_channels, self.width)[:-1] if n != "up"}
+
+    def forward(self, x: Tensor, norms: LayerNorms | None = None, until: str | None = None) -> Tensor:
+        """Features to a picture, in the dtype of the weights.
+
+        Args:
+            x: features.
+            norms: given the name and the output of each hidden convolution, what takes its place.
+            until: stop at the output of this convolution, before its norm.
+        """
         x = x.to(next(self.parameters()).dtype)
         for name in self.names:
             if name == "up":
                 x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-            else:
-                x = self.get_submodule(name)(x)
-                if name != self.names[-1]:
-                    x = F.relu_(x)
+                continue
+            x = self.get_submodule(name)(x)
+            if name in (until, self.names[-1]):
+                break
+            if self.own_norms is not None:
+                x = self.own_norms[name](x)
+            x = F.relu_(x if norms is None else norms(name, x))
         return x

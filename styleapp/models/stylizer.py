@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,9 @@ __all__ = ["StyleCode", "Stylizer", "code_from_moments"]
 @dataclass(frozen=True)
 class StyleCode:
     """What a style is to the network: (γ, β), to be put in the place of the content's own.
+
+    A network with several norms takes one long code: the channels of its norms one after the other, see
+    :meth:`split`. So the algebra of codes is the same for all networks.
 
     Attributes:
         gamma, beta: float32, (N or 1, C, 1, 1), or (N or 1, C, H, W) for a code that varies over the image.
@@ -41,6 +44,23 @@ class StyleCode:
     def to(self, device: torch.device | str) -> StyleCode:
         """The same code on another device."""
         return StyleCode(self.gamma.to(device), self.beta.to(device))
+
+    def split(self, channels: Mapping[str, int]) -> dict[str, StyleCode]:
+        """The parts for norms of so many channels, by their names.
+
+        Raises:
+            ValueError: if they have more or fewer channels in all.
+        """
+        sizes = list(channels.values())
+        if sum(sizes) != self.num_channels:
+            raise ValueError(f"a code of {self.num_channels} channels for norms of {sum(sizes)}")
+        parts = zip(self.gamma.split(sizes, 1), self.beta.split(sizes, 1), strict=True)
+        return {name: StyleCode(*part) for name, part in zip(channels, parts, strict=True)}
+
+    @staticmethod
+    def join(codes: Sequence[StyleCode]) -> StyleCode:
+        """One code of the codes of several norms, in the order of the network."""
+        return StyleCode(torch.cat([c.gamma for c in codes], 1), torch.cat([c.beta for c in codes], 1))
 
     @staticmethod
     def mix(codes: Sequence[StyleCode], weights: Sequence[float]) -> StyleCode:
@@ -69,10 +89,13 @@ def code_from_moments(m: Moments, eps: float = EPS) -> StyleCode:
 class Stylizer(nn.Module):
     """photo → encoder → norm(code) → decoder → stylized photo (Huang and Belongie 2017, section 5).
 
+    With ``conditional`` there is a norm after each hidden convolution of the decoder too: the network of conditional
+    instance norm (Dumoulin et al. 2017), whose codes are learned, and of instance norm where there is only one.
+
     Holds nothing that depends on a request. Images are RGB in [0,1], (N, 3, H, W), H and W >= 16.
     """
 
-    def __init__(self, encoder: Encoder, decoder: Decoder, eps: float = EPS) -> None:
+    def __init__(self, encoder: Encoder, decoder: Decoder, eps: float = EPS, *, conditional: bool = False) -> None:
         super().__init__()
         if encoder.num_channels != decoder.in_channels:
             raise ValueError(
@@ -81,6 +104,18 @@ class Stylizer(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
         self.eps = eps
+        self.conditional = conditional
+
+    @property
+    def norms(self) -> dict[str, int]:
+        """The channels of each norm, by the name of the layer whose output it takes, in network order."""
+        bottleneck = {self.encoder.names[-1].replace("conv", "relu"): self.encoder.num_channels}
+        return bottleneck | self.decoder.hidden if self.conditional else bottleneck
+
+    @property
+    def code_channels(self) -> int:
+        """Channels of a code of this network: of all its norms together."""
+        return sum(self.norms.values())
 
     @property
     def min_size(self) -> int:
@@ -88,25 +123,45 @@ class Stylizer(nn.Module):
         return int(2 * self.encoder.scale)
 
     def measure(self, image: Tensor) -> StyleCode:
-        """The code of a painting: standard deviation and mean of its features (N, C, 1, 1)."""
-        return code_from_moments(moments(self.encoder(image)), self.eps)
+        """The code of a painting: standard deviation and mean at each norm, (N, C, 1, 1).
+
+        At the norms inside the decoder, of what the decoder makes of the painting itself: with this code every
+        norm is the identity on the painting. The start of a learned code.
+        """
+        codes: list[StyleCode] = []
+
+        def listen(name: str, x: Tensor) -> Tensor:
+            codes.append(code_from_moments(moments(x), self.eps))
+            return x
+
+        features = listen("", self.encoder(image))
+        if self.conditional:
+            self.decoder(features, listen, until=self.decoder.names[-1])
+        return StyleCode.join(codes)
 
     def apply_code(
         self, features: Tensor, code: StyleCode, alpha: float | Tensor = 1.0, content: Moments | None = None
     ) -> Tensor:
-        """The norm: features with the moments of ``code``, or of the lerp from their own code by ``alpha``.
+        """One norm: features with the moments of ``code``, or of the lerp from their own code by ``alpha``.
 
         The lerp of codes equals the lerp of features of section 7.3 of the paper.
 
         Args:
             features: (N, C, h, w).
-            code: of the wanted style.
+            code: of the wanted style, at this norm.
             alpha: strength in [0,1]; a number, or a map that broadcasts against ``features``.
             content: moments of the whole photo if ``features`` are a part of it.
         """
         m = moments(features) if content is None else content
         code = code_from_moments(m, self.eps).lerp(code, alpha)
         return normalize(features, m, code.gamma, code.beta, self.eps)
+
+    def restyled(self, features: Tensor, code: StyleCode, alpha: float | Tensor = 1.0) -> Tensor:
+        """Features through every norm and the decoder: a picture, in the dtype of the weights."""
+        codes = code.split(self.norms)
+        target = self.apply_code(features, codes.pop(next(iter(codes))), alpha)
+        picture: Tensor = self.decoder(target, (lambda n, x: self.apply_code(x, codes[n], alpha)) if codes else None)
+        return picture
 
     def forward(self, image: Tensor, code: StyleCode, alpha: float = 1.0) -> Tensor:
         """The stylized photo, float32, not clamped, of the size of ``image``.
@@ -117,12 +172,16 @@ class Stylizer(nn.Module):
         second pass of the decoder where 0 < α < 1 and nothing at α = 1, which is the paper's formula.
         """
         features = self.encoder(image)
-        picture = self.decode(self.apply_code(features, code, alpha), image)
+        picture = _cut(self.restyled(features, code, alpha), image)
         if alpha < 1:
             picture += (1 - alpha) * (image - self.decode(features, image))
         return picture
 
     def decode(self, features: Tensor, like: Tensor) -> Tensor:
-        """Features to a picture, float32, cut to the size of ``like`` (pooling rounds sizes up)."""
-        picture: Tensor = self.decoder(features)
-        return picture[..., : like.shape[-2], : like.shape[-1]].float()
+        """Features to a picture without any norm, float32, of the size of ``like``."""
+        return _cut(self.decoder(features), like)
+
+
+def _cut(picture: Tensor, like: Tensor) -> Tensor:
+    """float32, cut to the size of ``like`` (pooling rounds sizes up)."""
+    return picture[..., : like.shape[-2], : like.shape[-1]].float()

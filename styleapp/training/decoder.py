@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import math
-import time
-from collections.abc import Callable
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 from torchvision.utils import make_grid
 
 from styleapp.errors import WeightsError
-from styleapp.files import atomic_path, save_rgb
 from styleapp.models import Decoder, Encoder, StyleCode, Stylizer, code_from_moments
-from styleapp.models.layers import ReflectConv2d
 from styleapp.norms import moments
 from styleapp.options import DecoderOptions
 from styleapp.training.data import ImagePool, colour_augmentation, patterns
+from styleapp.training.loop import Report, Run, new_decoder, train
 from styleapp.training.losses import content_loss, style_loss
 
-__all__ = ["DecoderOptions", "train_decoder"]
-
-
-def learning_rate(step: int, options: DecoderOptions) -> float:
-    """A linear rise over ``warmup`` steps, then half a cosine down to zero at ``steps``."""
-    rise = min(1.0, (step + 1) / max(1, options.warmup))
-    return options.lr * rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / options.steps)))
+__all__ = ["DecoderOptions", "load_decoder", "train_decoder"]
 
 
 def train_decoder(
@@ -43,158 +31,82 @@ def train_decoder(
     *,
     device: torch.device | str = "cpu",
     init: Path | None = None,
-    minutes: float = math.inf,
-    checkpoint_minutes: float = 2.0,
-    sample_minutes: float = 10.0,
-    report: Callable[[dict[str, Any]], None] = lambda record: None,
+    report: Report = lambda record: None,
+    **more: Any,
 ) -> Path:
     """Train until ``options.steps`` or ``minutes`` are over and write the averaged weights to ``out``.
-
-    Beside ``out`` lie its checkpoint (``.ckpt``: if there is one, the run goes on from it, also after a
-    kill), its log (``.log.jsonl``: the options, then the mean losses since the line before) and grids of
-    samples (``.samples/``).
 
     Args:
         encoder: trained and frozen.
         content, style: folders of photographs and of paintings.
-        out: safetensors file, fp16. Written at the end of every call, finished or not.
+        out: safetensors file, fp16; what lies beside it is said at :func:`styleapp.training.loop.train`.
         init: weights to start from, if there is no checkpoint.
-        minutes: longest duration of this call.
-        checkpoint_minutes, sample_minutes: how often to write a checkpoint and a grid of samples.
         report: called with each record of the log.
+        more: ``minutes``, ``checkpoint_minutes`` and ``sample_minutes`` of that function.
 
     Raises:
         ImageError: if a folder has no usable image.
         WeightsError: if the checkpoint or ``init`` does not fit ``options``.
     """
     options = options or DecoderOptions()
-    started = time.monotonic()
     photos = ImagePool(content, device=device, skipped=lambda e: report({"skipped": str(e)}))
     paintings = ImagePool(style, device=device, skipped=lambda e: report({"skipped": str(e)}))
-    run = _Run(encoder, options, torch.device(device))
-    checkpoint, log = out.with_suffix(".ckpt"), out.with_suffix(".log.jsonl")
-    if checkpoint.exists():
-        run.resume(checkpoint)
-    elif init is not None:
-        run.load(init)
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as lines:
-
-        def record(**entry: Any) -> None:
-            lines.write(json.dumps(entry) + "\n")
-            lines.flush()
-            report(entry)
-
-        record(options=asdict(options), step=run.step, photos=len(photos), paintings=len(paintings))
-        logged = saved = sampled = time.monotonic()
-        logged_step, sums = run.step, torch.zeros(3)
-        while run.step < options.steps and time.monotonic() - started < 60 * minutes:
-            sums += run.train_step(photos, paintings)
-            now = time.monotonic()
-            last = run.step == options.steps
-            if last or now - logged > 10:
-                steps = run.step - logged_step
-                means = dict(zip(("content", "style", "identity"), (sums / steps).tolist(), strict=True))
-                rate = steps * options.batch_size * options.pairs / (now - logged)
-                run.seconds += now - logged
-                record(step=run.step, seconds=run.seconds, images_per_second=rate, **means)
-                logged, logged_step, sums = now, run.step, torch.zeros(3)
-            if last or now - saved > 60 * checkpoint_minutes:
-                run.save(checkpoint)
-                saved = now
-            if last or now - sampled > 60 * sample_minutes:
-                save_rgb(run.samples(photos, paintings), out.with_suffix(".samples") / f"{run.step:07d}.png")
-                sampled = now
-    run.save(checkpoint)
-    state = {name: value.half().contiguous() for name, value in run.ema.module.state_dict().items()}
-    with atomic_path(out) as temporary:
-        save_file(state, temporary, metadata={"step": str(run.step), "options": json.dumps(asdict(options))})
-    return out
+    run = _Run(encoder, options, torch.device(device), photos, paintings)
+    if init is not None:
+        load_decoder(run.decoder, init)
+        run.ema.module.load_state_dict(run.decoder.state_dict())
+    return train(run, out, report=report, photos=len(photos), paintings=len(paintings), **more)
 
 
-class _Run:
-    """What changes while a decoder is trained."""
+def load_decoder(decoder: Decoder, file: Path) -> None:
+    """Fill a decoder from a file.
 
-    def __init__(self, encoder: Encoder, options: DecoderOptions, device: torch.device) -> None:
-        self.options = options
-        self.device = device
-        dtype = torch.bfloat16 if options.bf16 else torch.float32
+    Raises:
+        WeightsError: if the file is no decoder of this shape.
+    """
+    try:
+        decoder.load_state_dict(load_file(file))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise WeightsError(f"{file}: not a decoder of width {decoder.width}: {error}") from None
+
+
+class _Run(Run):
+    """The decoder, and where its photos and paintings come from."""
+
+    options: DecoderOptions
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        options: DecoderOptions,
+        device: torch.device,
+        photos: ImagePool,
+        paintings: ImagePool,
+    ) -> None:
         torch.manual_seed(options.seed)
-        self.encoder = encoder.requires_grad_(False).to(device, dtype).to(memory_format=torch.channels_last)
-        self.decoder = Decoder(encoder.num_channels, options.width)
-        for layer in self.decoder.children():
-            assert isinstance(layer, ReflectConv2d) and layer.bias is not None
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
+        self.decoder = new_decoder(encoder, options.width, options.norm)
         self.decoder.to(device).to(memory_format=torch.channels_last)
-        self.ema = AveragedModel(self.decoder, multi_avg_fn=get_ema_multi_avg_fn(options.ema))  # type: ignore[no-untyped-call]
-        self.optimizer = torch.optim.AdamW(self.decoder.parameters(), lr=options.lr, weight_decay=1e-4)
+        super().__init__(encoder, self.decoder, options, device)
+        self.photos, self.paintings = photos, paintings
         self.loss = torch.compile(self._loss) if options.compile else self._loss
-        self.step = 0
-        self.seconds = 0.0
 
-    def load(self, file: Path) -> None:
-        """Weights to start from."""
-        try:
-            self.decoder.load_state_dict(load_file(file))
-        except (OSError, RuntimeError) as error:
-            raise WeightsError(f"{file}: not a decoder of width {self.options.width}: {error}") from None
-        self.ema.module.load_state_dict(self.decoder.state_dict())
-
-    def save(self, checkpoint: Path) -> None:
-        with atomic_path(checkpoint) as temporary:
-            torch.save(
-                {
-                    "options": asdict(self.options),
-                    "step": self.step,
-                    "seconds": self.seconds,
-                    "decoder": self.decoder.state_dict(),
-                    "ema": self.ema.state_dict(),
-                    "optimizer": self.optimizer.state_dict(),
-                },
-                temporary,
-            )
-
-    def resume(self, checkpoint: Path) -> None:
-        """Go on where ``checkpoint`` was written. Only its length may have changed since."""
-        saved = torch.load(checkpoint, map_location=self.device, weights_only=True)
-        then = DecoderOptions(**saved["options"])
-        same = replace(then, steps=self.options.steps, compile=self.options.compile)
-        if same != self.options:
-            changed = [k for k, v in asdict(same).items() if v != getattr(self.options, k)]
-            raise WeightsError(
-                f"{checkpoint} was written with other options ({', '.join(changed)}): "
-                "remove it to start anew, or give the same options to go on"
-            )
-        self.decoder.load_state_dict(saved["decoder"])
-        self.ema.load_state_dict(saved["ema"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.step, self.seconds = saved["step"], saved["seconds"]
-
-    def train_step(self, photos: ImagePool, paintings: ImagePool) -> Tensor:
-        """One step of the optimiser; the means of content, style and identity loss, on the CPU."""
+    def losses(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of random crops, each photo in the styles of ``pairs`` paintings."""
         o = self.options
-        torch.manual_seed(o.seed * 1_000_003 + self.step)
-        photo = photos.crops(o.batch_size, o.size, (0.6, 1.0)).to(memory_format=torch.channels_last)
-        painting = self._paintings(paintings).to(memory_format=torch.channels_last)
+        photo = self.photos.crops(o.batch_size, o.size, (0.6, 1.0)).to(memory_format=torch.channels_last)
+        painting = self._crops_of_paintings().to(memory_format=torch.channels_last)
         count = o.batch_size * o.pairs
         identity = torch.rand(count, 1, 1, 1) < o.identity_share
         mixed = torch.rand(count, 1, 1, 1) < o.mix_share
         weight = torch.where(mixed, torch.rand(count, 1, 1, 1), torch.zeros(()))
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, o)
-        content, style, pixel = self.loss(photo, painting, identity.to(self.device), weight.to(self.device))
-        self.optimizer.zero_grad()
-        (content + o.style_weight * style + o.identity_weight * pixel).backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.decoder.parameters(), o.clip)
-        self.optimizer.step()
-        self.ema.update_parameters(self.decoder)
-        self.step += 1
-        return torch.stack([content, style, pixel]).detach().cpu()
+        return self.loss(photo, painting, identity.to(self.device), weight.to(self.device))
 
-    def _paintings(self, pool: ImagePool) -> Tensor:
-        o = self.options
+    def state(self) -> dict[str, Tensor]:
+        """Of the decoder."""
+        return dict(self.ema.module.state_dict())
+
+    def _crops_of_paintings(self) -> Tensor:
+        o, pool = self.options, self.paintings
         drawn = int((torch.rand(o.batch_size) < o.pattern_share).sum())
         crops = (
             colour_augmentation(pool.crops(o.batch_size - drawn, o.size, (0.4, 1.0))) if drawn < o.batch_size else None
@@ -231,13 +143,13 @@ class _Run:
         return content_loss(seen[-1], target).mean(), style_loss(found, wanted).mean(), pixel.mean()
 
     @torch.no_grad()
-    def samples(self, photos: ImagePool, paintings: ImagePool) -> Tensor:
+    def samples(self) -> Tensor:
         """A grid: photos on top, paintings at the left, the averaged decoder's pictures between them."""
         size = self.options.size
         torch.manual_seed(0)
-        a, b = (pool.crops(5, size, (1.0, 1.0)) for pool in (photos, paintings))
+        a, b = (pool.crops(5, size, (1.0, 1.0)) for pool in (self.photos, self.paintings))
         rows = [torch.cat([torch.ones_like(a[:1]), a])]
-        stylizer = Stylizer(self.encoder, cast(Decoder, self.ema.module))
+        stylizer = Stylizer(self.encoder, cast(Decoder, self.ema.module).eval())
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
             for painting in b.chunk(len(b)):
                 rows.append(torch.cat([painting, stylizer(a, stylizer.measure(painting))]))

@@ -16,7 +16,8 @@ from styleapp.errors import ImageError, OptionError, WeightsError
 from styleapp.models import Decoder, Encoder
 from styleapp.options import DecoderOptions
 from styleapp.training.data import ImagePool, colour_augmentation, patterns
-from styleapp.training.decoder import learning_rate, train_decoder
+from styleapp.training.decoder import train_decoder
+from styleapp.training.loop import learning_rate
 
 TINY = DecoderOptions(steps=4, batch_size=2, pairs=2, size=32, warmup=1, bf16=False, lr=1e-3)
 

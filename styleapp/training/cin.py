@@ -1,0 +1,300 @@
+"""Train networks of conditional instance norm, and single codes for them (Dumoulin et al. 2017)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms import v2
+from torchvision.utils import make_grid
+
+from styleapp.errors import ImageError, OptionError
+from styleapp.files import SUFFIXES, read_image
+from styleapp.models import Decoder, Encoder, StyleCode, Stylizer, code_from_moments
+from styleapp.norms import moments
+from styleapp.options import ConditionalOptions
+from styleapp.training.data import ImagePool
+from styleapp.training.decoder import load_decoder
+from styleapp.training.loop import Report, Run, new_decoder, train
+from styleapp.training.losses import content_loss, style_loss
+
+__all__ = ["ConditionalOptions", "Learned", "learn_code", "read_paintings", "train_conditional"]
+
+
+def read_paintings(folder: Path, style_size: int, names: Sequence[str] = ()) -> dict[str, Tensor]:
+    """The paintings of a folder by their names, (1, 3, H, W), the short side at ``style_size``.
+
+    Raises:
+        ImageError: if there is none, one of ``names`` is missing, or one cannot be read.
+    """
+    files = {f.stem: f for f in sorted(folder.glob("*")) if f.suffix.lower() in SUFFIXES} if folder.is_dir() else {}
+    if not files:
+        raise ImageError(f"{folder}: not a folder of paintings")
+    if missing := [name for name in names if name not in files]:
+        raise ImageError(f"{folder}: has no painting {', '.join(missing)}; it has {', '.join(files)}")
+    chosen = names or list(files)
+    return {n: v2.functional.resize(read_image(files[n]).rgb, [style_size], antialias=True) for n in chosen}
+
+
+def train_conditional(
+    encoder: Encoder,
+    content: Path,
+    gallery: Path,
+    out: Path,
+    options: ConditionalOptions | None = None,
+    *,
+    styles: Sequence[str] = (),
+    device: torch.device | str = "cpu",
+    init: Path | None = None,
+    report: Report = lambda record: None,
+    **more: Any,
+) -> Path:
+    """Train decoder and codes for the paintings of a folder; with one style it is a network of instance norm.
+
+    Codes begin as measured ones (:meth:`styleapp.models.Stylizer.measure`). The losses are those of AdaIN
+    training, with the whole painting, measured once, in the place of a random crop.
+
+    Args:
+        encoder: trained and frozen.
+        content: folder of photographs.
+        gallery: folder of paintings; the name of a style is that of its file.
+        out: safetensors file, fp16: the decoder as ``decoder.*``, and ``codes`` (styles, 2, channels of all norms);
+            the styles are in its metadata. What lies beside it is said at :func:`styleapp.training.loop.train`.
+        styles: only these of the folder.
+        init: a decoder to start from, if there is no checkpoint.
+        more: ``minutes``, ``checkpoint_minutes`` and ``sample_minutes`` of that function.
+
+    Raises:
+        ImageError: if a folder has no usable image.
+        WeightsError: if the checkpoint or ``init`` does not fit ``options``.
+    """
+    options = options or ConditionalOptions()
+    photos = ImagePool(content, device=device, skipped=lambda e: report({"skipped": str(e)}))
+    paintings = read_paintings(gallery, options.style_size, styles)
+    run = _Run(encoder, options, torch.device(device), photos, paintings, init)
+    return train(run, out, report=report, photos=len(photos), styles=list(paintings), **more)
+
+
+class _Conditional(nn.Module):
+    """What is trained: a decoder and a table of codes, (K, C, 1, 1) each."""
+
+    def __init__(self, decoder: Decoder, table: StyleCode) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.gamma = nn.Parameter(table.gamma.clone())
+        self.beta = nn.Parameter(table.beta.clone())
+
+    def code(self, rows: Tensor) -> StyleCode:
+        """The codes of these styles, (N, C, 1, 1)."""
+        return StyleCode(self.gamma[rows], self.beta[rows])
+
+
+class _Run(Run):
+    options: ConditionalOptions
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        options: ConditionalOptions,
+        device: torch.device,
+        photos: ImagePool,
+        paintings: Mapping[str, Tensor],
+        init: Path | None,
+    ) -> None:
+        torch.manual_seed(options.seed)
+        encoder.to(device)
+        decoder = new_decoder(encoder, options.width)
+        if init is not None:
+            load_decoder(decoder, init)
+        decoder.to(device).to(memory_format=torch.channels_last)
+        stylizer = Stylizer(encoder, decoder, conditional=True)
+        with torch.no_grad():
+            codes = [stylizer.measure(p.to(device)) for p in paintings.values()]
+            table = StyleCode(torch.cat([c.gamma for c in codes]), torch.cat([c.beta for c in codes]))
+            wanted = [_layer_codes(encoder, p.to(device)) for p in paintings.values()]
+        self.names = list(paintings)
+        self.wanted = [
+            StyleCode(torch.cat([w[i].gamma for w in wanted]), torch.cat([w[i].beta for w in wanted])) for i in range(4)
+        ]
+        self.model = _Conditional(decoder, table)
+        groups = [
+            {"params": list(decoder.parameters()), "lr": options.lr},
+            {"params": [self.model.gamma, self.model.beta], "lr": options.code_lr, "weight_decay": 0.0},
+        ]
+        super().__init__(encoder, self.model, options, device, groups)
+        self.photos = photos
+        self.stylizer = Stylizer(self.encoder, decoder, conditional=True)
+        self.loss = torch.compile(self._loss) if options.compile else self._loss
+
+    def losses(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of random crops, each in ``pairs`` random styles."""
+        o = self.options
+        photo = self.photos.crops(o.batch_size, o.size, (0.5, 1.0)).to(memory_format=torch.channels_last)
+        count = o.batch_size * o.pairs
+        rows = torch.randint(len(self.names), (count,)).to(self.device)
+        strength = (torch.rand(count, 1, 1, 1) >= o.identity_share).float().to(self.device)
+        return self.loss(photo, rows, strength)
+
+    def _loss(self, photo: Tensor, rows: Tensor, strength: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        wanted = [StyleCode(c.gamma[rows], c.beta[rows]) for c in self.wanted]
+        return _losses(self.stylizer, photo, self.model.code(rows), wanted, strength, self.options)
+
+    def state(self) -> dict[str, Tensor]:
+        """Decoder and codes."""
+        model = cast(_Conditional, self.ema.module)
+        codes = torch.stack([model.gamma, model.beta], 1).flatten(2).detach()
+        return {f"decoder.{k}": v for k, v in model.decoder.state_dict().items()} | {"codes": codes}
+
+    def about(self) -> dict[str, str]:
+        """The names of the styles, in the order of the codes."""
+        return {"styles": json.dumps(self.names)}
+
+    @torch.no_grad()
+    def samples(self) -> Tensor:
+        """A grid: photos on top, below them one row for each of up to eight styles."""
+        torch.manual_seed(0)
+        photos = self.photos.crops(5, self.options.size, (1.0, 1.0))
+        model = cast(_Conditional, self.ema.module)
+        stylizer = Stylizer(self.encoder, model.decoder, conditional=True)
+        rows = [photos]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
+            for i in range(0, len(self.names), math.ceil(len(self.names) / 8)):
+                rows.append(stylizer(photos, model.code(torch.tensor([i], device=self.device))))
+        grid: Tensor = make_grid(torch.cat(rows).float().clamp(0, 1), nrow=5)
+        return grid[None].cpu()
+
+
+def _layer_codes(encoder: Encoder, image: Tensor) -> list[StyleCode]:
+    """Moments of a picture at relu1_1 to relu4_1: what the style loss compares."""
+    return [code_from_moments(moments(f)) for f in encoder.features(image)]
+
+
+def _losses(
+    stylizer: Stylizer,
+    photo: Tensor,
+    code: StyleCode,
+    wanted: Sequence[StyleCode],
+    strength: Tensor,
+    options: ConditionalOptions,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Content, style and identity loss of every photo in ``pairs`` styles each, one block of photos after another.
+
+    Args:
+        code: (N·pairs, C, 1, 1), of the network.
+        wanted: what the encoder finds in the paintings, at relu1_1 to relu4_1.
+        strength: (N·pairs, 1, 1, 1); a sample of strength 0 passes no norm, and its wanted style is the photo's own.
+    """
+    encoder, pairs = stylizer.encoder, options.pairs
+    with torch.no_grad():
+        features = encoder.features(photo)
+        own = [code_from_moments(moments(f)) for f in features]
+        tiled = [StyleCode(c.gamma.repeat(pairs, 1, 1, 1), c.beta.repeat(pairs, 1, 1, 1)) for c in own]
+        goal = [a.lerp(b, strength) for a, b in zip(tiled, wanted, strict=True)]
+        source = features[-1].repeat(pairs, 1, 1, 1)
+        target = stylizer.apply_code(source, goal[-1])
+    with torch.autocast(photo.device.type, torch.bfloat16, enabled=options.bf16):
+        picture = stylizer.restyled(source, code, strength)
+    picture = picture[..., : photo.shape[-2], : photo.shape[-1]]
+    seen = encoder.features(picture)
+    found = [code_from_moments(moments(f)) for f in seen]
+    pixel = (picture.float() - photo.repeat(pairs, 1, 1, 1)).square() * (1 - strength)
+    return content_loss(seen[-1], target).mean(), style_loss(found, goal).mean(), pixel.mean()
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A learned code, and the mean loss (content + style_weight · style) over the photos before and after."""
+
+    code: StyleCode
+    before: float
+    after: float
+
+
+def learn_code(
+    stylizer: Stylizer,
+    painting: Tensor,
+    photos: Sequence[Tensor],
+    *,
+    steps: int = 500,
+    size: int = 256,
+    lr: float = 2e-2,
+    style_weight: float = 10.0,
+    seed: int = 0,
+    progress: Callable[[int, float], None] = lambda step, loss: None,
+    preview: Callable[[int, StyleCode], None] = lambda step, code: None,
+) -> Learned:
+    """A code for one painting, learned from the measured one while the network stays as it is.
+
+    Args:
+        stylizer: conditional, frozen, with codes for other styles.
+        painting: (1, 3, H, W), at the size at which it is to be measured.
+        photos: (1, 3, H, W) each, sides of at least 16; random crops of them are what it learns on.
+        size: of the crops.
+        progress: called with each step and its loss.
+        preview: called now and then with the code so far.
+
+    Raises:
+        OptionError: for a network without norms in its decoder, or no photos.
+    """
+    if not stylizer.conditional or not photos:
+        raise OptionError("a code is learned for a conditional network, on at least one photo")
+    device = next(stylizer.parameters()).device
+    options = ConditionalOptions(
+        batch_size=1,
+        pairs=1,
+        size=size,
+        style_weight=style_weight,
+        bf16=next(stylizer.parameters()).dtype == torch.bfloat16,
+    )
+    with torch.no_grad():
+        measured = stylizer.measure(painting.to(device))
+        wanted = _layer_codes(stylizer.encoder, painting.to(device))
+    gamma, beta = (nn.Parameter(t.clone()) for t in (measured.gamma, measured.beta))
+    optimizer = torch.optim.Adam([gamma, beta], lr=lr)
+    one = torch.ones(1, 1, 1, 1, device=device)
+
+    def loss_of(photo: Tensor, code: StyleCode) -> Tensor:
+        content, style, _ = _losses(stylizer, photo.to(device), code, wanted, one, options)
+        return content + style_weight * style
+
+    @torch.no_grad()
+    def total(code: StyleCode) -> float:
+        return sum(float(loss_of(_centre(photo, size), code)) for photo in photos) / len(photos)
+
+    draw = torch.Generator().manual_seed(seed)
+    for step in range(steps):
+        photo = _random_crop(photos[step % len(photos)], size, draw)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+        loss = loss_of(photo, StyleCode(gamma, beta))
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        progress(step + 1, loss.item())
+        if (step + 1) % max(1, steps // 5) == 0:
+            preview(step + 1, StyleCode(gamma.detach().clone(), beta.detach().clone()))
+    learned = StyleCode(gamma.detach(), beta.detach())
+    return Learned(learned, total(measured), total(learned))
+
+
+def _centre(photo: Tensor, size: int) -> Tensor:
+    """The middle square, (1, 3, size, size)."""
+    side = min(photo.shape[-2:])
+    crop = v2.functional.center_crop(photo, [side])
+    return cast(Tensor, v2.functional.resize(crop, [size], antialias=True).clamp(0, 1))
+
+
+def _random_crop(photo: Tensor, size: int, draw: torch.Generator) -> Tensor:
+    """A random square of half to all of the short side, perhaps mirrored, (1, 3, size, size)."""
+    height, width = photo.shape[-2:]
+    part, top, left, flip = torch.rand(4, generator=draw).tolist()
+    side = max(1, round(min(height, width) * (0.5 + 0.5 * part)))
+    y, x = round(top * (height - side)), round(left * (width - side))
+    crop = v2.functional.resize(photo[..., y : y + side, x : x + side], [size, size], antialias=True)
+    return (crop.flip(-1) if flip < 0.5 else crop).clamp(0, 1)

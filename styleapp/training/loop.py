@@ -1,0 +1,200 @@
+"""What every training has in common: a loop that can be killed, resumed and read afterwards."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from styleapp.errors import WeightsError
+from styleapp.files import atomic_path, save_rgb
+from styleapp.models import Decoder, Encoder
+from styleapp.models.layers import ReflectConv2d
+from styleapp.options import TrainOptions
+
+__all__ = ["Report", "Run", "learning_rate", "new_decoder", "train"]
+
+Report = Callable[[dict[str, Any]], None]
+
+
+def learning_rate(step: int, options: TrainOptions) -> float:
+    """The share of the peak: a linear rise over ``warmup`` steps, then half a cosine down to zero at ``steps``."""
+    rise = min(1.0, (step + 1) / max(1, options.warmup))
+    return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / options.steps)))
+
+
+def new_decoder(encoder: Encoder, width: float, norm: str = "none") -> Decoder:
+    """A decoder of fresh filters, He's initialisation."""
+    decoder = Decoder(encoder.num_channels, width, norm)
+    for layer in decoder.modules():
+        if isinstance(layer, ReflectConv2d):
+            assert layer.bias is not None
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+    return decoder
+
+
+class Run(ABC):
+    """What changes while a network is trained.
+
+    Args:
+        encoder: trained; frozen from here on.
+        network: its parameters are trained, and their moving average is what is saved.
+        groups: of the optimiser, where they are not simply all parameters; "lr" of each is its peak.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        network: nn.Module,
+        options: TrainOptions,
+        device: torch.device,
+        groups: Sequence[dict[str, Any]] | None = None,
+    ) -> None:
+        self.options = options
+        self.device = device
+        dtype = torch.bfloat16 if options.bf16 else torch.float32
+        self.encoder = encoder.requires_grad_(False).to(device, dtype).to(memory_format=torch.channels_last)
+        self.network = network
+        self.ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(options.ema))  # type: ignore[no-untyped-call]
+        parameters = [{"params": list(network.parameters())}] if groups is None else list(groups)
+        self.optimizer = torch.optim.AdamW(parameters, lr=options.lr, weight_decay=1e-4)
+        self.peaks = [group["lr"] for group in self.optimizer.param_groups]
+        self.step = 0
+        self.seconds = 0.0
+
+    @abstractmethod
+    def losses(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Content, style and identity loss of a random batch."""
+
+    @abstractmethod
+    def samples(self) -> Tensor:
+        """(1, 3, H, W): a picture to look at."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """The averaged weights, as they are to be saved."""
+
+    def about(self) -> dict[str, str]:
+        """What else is to be known of the weights."""
+        return {}
+
+    def train_step(self) -> Tensor:
+        """One step of the optimiser; the means of content, style and identity loss, on the CPU."""
+        o = self.options
+        torch.manual_seed(o.seed * 1_000_003 + self.step)
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * learning_rate(self.step, o)
+        content, style, identity = self.losses()
+        self.optimizer.zero_grad()
+        (content + o.style_weight * style + o.identity_weight * identity).backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.network.parameters(), o.clip)
+        self.optimizer.step()
+        self.ema.update_parameters(self.network)
+        self.step += 1
+        return torch.stack([content, style, identity]).detach().cpu()
+
+    def save(self, checkpoint: Path) -> None:
+        """Everything that is needed to go on."""
+        with atomic_path(checkpoint) as temporary:
+            torch.save(
+                {
+                    "options": asdict(self.options),
+                    "step": self.step,
+                    "seconds": self.seconds,
+                    "decoder": self.network.state_dict(),
+                    "ema": self.ema.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                },
+                temporary,
+            )
+
+    def resume(self, checkpoint: Path) -> None:
+        """Go on where ``checkpoint`` was written. Only its length may have changed since."""
+        saved = torch.load(checkpoint, map_location=self.device, weights_only=True)
+        then = type(self.options)(**saved["options"])
+        same = replace(then, steps=self.options.steps, compile=self.options.compile)
+        if same != self.options:
+            changed = [k for k, v in asdict(same).items() if v != getattr(self.options, k)]
+            raise WeightsError(
+                f"{checkpoint} was written with other options ({', '.join(changed)}): "
+                "remove it to start anew, or give the same options to go on"
+            )
+        self.network.load_state_dict(saved["decoder"])
+        self.ema.load_state_dict(saved["ema"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step, self.seconds = saved["step"], saved["seconds"]
+
+
+def train(
+    run: Run,
+    out: Path,
+    *,
+    minutes: float = math.inf,
+    checkpoint_minutes: float = 2.0,
+    sample_minutes: float = 10.0,
+    report: Report = lambda record: None,
+    **about: Any,
+) -> Path:
+    """Train until the steps of the options or ``minutes`` are over and write the averaged weights to ``out``.
+
+    Beside ``out`` lie its checkpoint (``.ckpt``: if there is one, the run goes on from it, also after a
+    kill), its log (``.log.jsonl``: the options, then the mean losses since the line before) and grids of
+    samples (``.samples/``). ``out`` is written at the end of every call, finished or not.
+
+    Args:
+        about: goes into the first line of the log.
+
+    Raises:
+        WeightsError: if the checkpoint does not fit the options.
+    """
+    started = time.monotonic()
+    options = run.options
+    checkpoint, log = out.with_suffix(".ckpt"), out.with_suffix(".log.jsonl")
+    if checkpoint.exists():
+        run.resume(checkpoint)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as lines:
+
+        def record(**entry: Any) -> None:
+            lines.write(json.dumps(entry) + "\n")
+            lines.flush()
+            report(entry)
+
+        record(options=asdict(options), step=run.step, **about)
+        logged = saved = sampled = time.monotonic()
+        logged_step, sums = run.step, torch.zeros(3)
+        while run.step < options.steps and time.monotonic() - started < 60 * minutes:
+            sums += run.train_step()
+            now = time.monotonic()
+            last = run.step == options.steps
+            if last or now - logged > 10:
+                steps = run.step - logged_step
+                means = dict(zip(("content", "style", "identity"), (sums / steps).tolist(), strict=True))
+                rate = steps * options.batch_size * options.pairs / (now - logged)
+                run.seconds += now - logged
+                record(step=run.step, seconds=run.seconds, images_per_second=rate, **means)
+                logged, logged_step, sums = now, run.step, torch.zeros(3)
+            if last or now - saved > 60 * checkpoint_minutes:
+                run.save(checkpoint)
+                saved = now
+            if last or now - sampled > 60 * sample_minutes:
+                save_rgb(run.samples(), out.with_suffix(".samples") / f"{run.step:07d}.png")
+                sampled = now
+    run.save(checkpoint)
+    state = {name: value.half().contiguous() for name, value in run.state().items()}
+    with atomic_path(out) as temporary:
+        save_file(
+            state, temporary, metadata={"step": str(run.step), "options": json.dumps(asdict(options)), **run.about()}
+        )
+    return out

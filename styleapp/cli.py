@@ -365,13 +365,12 @@ def stylize_many(
         return
 
     from styleapp.pipeline import StyleTransfer
-    from styleapp.weights import DECODER
 
     keep_freed_memory()
     transfer = StyleTransfer(device, precision, max_pixels=max_pixels)
     for name in dict.fromkeys(job.style for job in jobs):
         transfer.prepare(name, options)  # a style that cannot be used is told before the first photo
-    settings = settings_hash(options, transfer.precision, quality, transfer.checksum(DECODER))
+    settings = settings_hash(options, transfer.precision, quality, transfer.checksum_of(options.norm))
     counts = {"done": 0, "skipped": 0, "failed": 0}
     failures: list[Done] = []
     start = time.perf_counter()

@@ -61,7 +61,7 @@ class Matching:
 
 
 def parse_norm(text: str, num_channels: int) -> Matching:
-    """ "adain", "adaln", "adagn:32", "adabn", "efdm" or "wct".
+    """ "adain", "adaln", "adagn:32", "adabn", "efdm" or "wct"; "cin" and "in" match the moments of each channel too.
 
     Raises:
         OptionError: for anything else, or groups that do not divide the channels.
@@ -74,8 +74,8 @@ def parse_norm(text: str, num_channels: int) -> Matching:
     if name == "efdm":
         return Matching("efdm")
     if name != "adagn":
-        over: dict[str, Over] = {"adain": "instance", "adaln": "layer", "adabn": "batch"}
-        return Matching(over=over[name])
+        over: dict[str, Over] = {"adaln": "layer", "adabn": "batch"}
+        return Matching(over=over.get(name, "instance"))
     groups = int(argument) if argument.isdigit() else 0
     if not groups or num_channels % groups:
         raise OptionError(f"adagn takes a number of groups that divides {num_channels}, such as adagn:32; got {text!r}")

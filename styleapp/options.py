@@ -25,7 +25,7 @@ __all__ = [
 DEVICES = ("auto", "cpu", "cuda", "cuda:0")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 COLOURS = ("none", "luma", "coral", "histogram", "palette")
-NORM_NAMES = ("adain", "adaln", "adabn", "efdm", "wct", "adagn")
+NORM_NAMES = ("adain", "cin", "in", "adaln", "adabn", "efdm", "wct", "adagn")
 
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -53,7 +53,8 @@ class Options:
         style_size: short side at which the painting is measured: larger means broader strokes.
         norm: which statistics of the photo become those of the painting: adain (each channel's), adaln (all
             channels'), adagn:G (those of G groups), adabn (each channel's over a batch, which for one photo is
-            adain), wct (the covariance too), efdm (every value). The last two need a painting, not a built-in style.
+            adain), wct (the covariance too), efdm (every value); the last two need a painting, not a built-in style.
+            Or another network: cin (learned codes, at every layer of the decoder), in (one network for one style).
         color: none (the painting's), luma (the photo's colours, stylized brightness), coral or histogram (the
             painting is recoloured to the photo before it is measured), palette (the painting's colours alone, on the
             photo as it is).

@@ -27,14 +27,15 @@ from styleapp.controls import (
     normalized,
     parse_norm,
 )
-from styleapp.engine import Content, Plan, make_plan, measure_content, render
+from styleapp.engine import Content, measure_content, render
 from styleapp.errors import DeviceError, ImageError, OptionError, unknown_name
 from styleapp.files import Animation, read_image
 from styleapp.images import MAX_PIXELS, Picture, from_pil, quantized, to_pil, unit
 from styleapp.models import StyleCode, Stylizer
 from styleapp.norms import merge
 from styleapp.options import DEVICES, PRECISIONS, Options, parse_bytes
-from styleapp.weights import ENCODER, StyleGallery, Weights, save_style
+from styleapp.tiles import Plan, make_plan
+from styleapp.weights import CIN, DECODER, ENCODER, IN, Conditional, StyleGallery, Weights, save_style
 
 __all__ = ["Options", "Region", "Source", "Style", "StyleTransfer"]
 
@@ -84,7 +85,8 @@ class StyleTransfer:
         self.max_pixels = max_pixels
         files = Weights(Path(weights) if weights is not None else None)
         self._files = files
-        self._codes: OrderedDict[tuple[bytes, int], StyleCode] = OrderedDict()
+        self._codes: OrderedDict[tuple[bytes, int, bool], StyleCode] = OrderedDict()
+        self._conditional: dict[str, Conditional] = {}
         self._lock = threading.Lock()
         self.gallery: StyleGallery = files.gallery()
         self.stylizer: Stylizer = (
@@ -147,6 +149,7 @@ class StyleTransfer:
             blend = [a + options.alpha * (b - a) for a, b in zip(own, wanted, strict=True)]
             return match_colours(photo, (blend[0], blend[1]))
         matching = parse_norm(options.norm, self.stylizer.encoder.num_channels)
+        stylizer = self.network(options.norm, [s for s in (style, *(r[1] for r in regions)) if s is not None])
         layers = [] if style is None else [Layer(self._target(style, options, matching, photo), options.alpha)]
         for mask, of_region, alpha in regions:
             if not 0 <= alpha <= 1:
@@ -158,7 +161,45 @@ class StyleTransfer:
         strength = None
         if alpha_map is not None:
             strength = Mask(self._mask(alpha_map, photo, "strength map", note), options.feather)
-        return self._rendered(photo, layers, options, matching, strength, note, content)
+        return self._rendered(stylizer, photo, layers, options, matching, strength, note, content)
+
+    def network(self, norm: str, styles: Sequence[Style] = ()) -> Stylizer:
+        """The network that a norm needs: that of AdaIN with its kin, of CIN, or of IN for one style.
+
+        Raises:
+            OptionError: for "in" and anything but one style that has a network.
+            WeightsError: for a network that is not there.
+        """
+        if norm not in ("cin", "in"):
+            return self.stylizer
+        return self.conditional(CIN if norm == "cin" else IN + self._only_style(styles)).stylizer
+
+    def conditional(self, name: str) -> Conditional:
+        """The network of that name, "cin" or "in_" and a style, on our device, with its learned codes."""
+        with self._lock:
+            if name not in self._conditional:
+                found = self._files.conditional(name, self.stylizer.encoder)
+                found.stylizer.decoder.to(self.device, _DTYPES[self.precision]).to(memory_format=torch.channels_last)
+                self._conditional[name] = found
+            return self._conditional[name]
+
+    @property
+    def instance_styles(self) -> list[str]:
+        """The styles for which the norm "in" has a network."""
+        return self._files.instance_styles
+
+    def _only_style(self, styles: Sequence[Style]) -> str:
+        there = self.instance_styles
+        names = {style if isinstance(style, str) else None for style in styles}
+        name = next(iter(names)) if len(names) == 1 else None
+        if name is None:
+            raise OptionError("norm in has one network for each style: give one name, no mix; norm cin can mix")
+        if name not in there:
+            raise OptionError(
+                f"there is no IN network for the style {name!r}; there are those for {', '.join(there) or 'none'}. "
+                "Norm cin takes every style, and styleapp learn teaches it new ones"
+            )
+        return name
 
     def animate(self, film: Animation, style: Style | None, options: Options, **more: Any) -> Animation:
         """Every frame in the style, normalised with the moments of all frames together, so that nothing flickers.
@@ -171,12 +212,16 @@ class StyleTransfer:
             OptionError: for wct and efdm, which match more than moments, and for palette, which matches colours.
         """
         matching = parse_norm(options.norm, self.stylizer.encoder.num_channels)
-        if matching.kind != "moments" or options.color in ("coral", "histogram", "palette"):
+        several = options.norm in ("cin", "in")  # norms, each with moments of its own to be shared
+        if several or matching.kind != "moments" or options.color in ("coral", "histogram", "palette"):
             raise OptionError(
                 "an animation takes the norms adain, adaln, adabn and adagn, and the colors none and luma"
             )
         frames = [self._fitted(frame, options) for frame in film.frames]
-        parts = [measure_content(self.stylizer, f, self._plan(f, options, keep=False), matching) for f in frames]
+        parts = [
+            measure_content(self.stylizer, f, self._plan(self.stylizer, f, options, keep=False), matching)
+            for f in frames
+        ]
         shared = Content(merge(*(part.moments for part in parts)))
         style = None if style is None else self.prepare(style, options)
         done = [self.picture(frame, style, options, content=shared, **more) for frame in frames]
@@ -185,17 +230,21 @@ class StyleTransfer:
     def prepare(self, style: Style, options: Options) -> Style:
         """The style as what is quickest to use many times: its code, where that is all that is needed of it."""
         matching = parse_norm(options.norm, self.stylizer.encoder.num_channels)
+        if options.norm == "in":
+            self.network("in", [style])
+            return style
         if matching.kind == "moments" and options.color in ("none", "luma"):
-            return self.code(style, options.style_size)
+            return self.code(style, options.style_size, options.norm)
         self._painting(style, options, options.norm if matching.kind != "moments" else f"color {options.color}")
         return style
 
     def render(self, picture: Picture, code: StyleCode, alpha: float = 1.0) -> Picture:
         """Stylize a picture of final size with a code; its transparency is kept."""
-        return self._rendered(picture, [Layer(code, alpha)], Options())
+        return self._rendered(self.stylizer, picture, [Layer(code, alpha)], Options())
 
     def _rendered(
         self,
+        stylizer: Stylizer,
         picture: Picture,
         layers: Sequence[Layer],
         options: Options,
@@ -207,10 +256,10 @@ class StyleTransfer:
         _check_side(picture, self.stylizer.min_size, "photo")
         if all(layer.alpha == 0 for layer in layers):
             return picture
-        plan = self._plan(picture, options, keep=content is None)
+        plan = self._plan(stylizer, picture, options, keep=content is None)
         luma = options.color == "luma"
         return render(
-            self.stylizer,
+            stylizer,
             picture,
             layers,
             plan,
@@ -221,10 +270,10 @@ class StyleTransfer:
             note=note,
         )
 
-    def _plan(self, picture: Picture, options: Options, *, keep: bool) -> Plan:
+    def _plan(self, stylizer: Stylizer, picture: Picture, options: Options, *, keep: bool) -> Plan:
         tile = {"auto": None, "off": max(picture.size) + 7}.get(options.tile, options.tile)
         plan = make_plan(
-            self.stylizer,
+            stylizer,
             picture.size,
             self.device,
             tile=None if tile is None else int(tile),
@@ -237,14 +286,14 @@ class StyleTransfer:
         """What the engine needs of a style: its code, or all its features."""
         recolour = options.color in ("coral", "histogram")
         if matching.kind == "moments" and not recolour:
-            return self.code(style, options.style_size)
+            return self.code(style, options.style_size, options.norm)
         painting = self._painting(style, options, options.norm if not recolour else f"color {options.color}")
         if options.color == "coral":
             painting = match_colours(painting, colour_statistics(photo))
         elif options.color == "histogram":
             painting = match_histograms(painting, photo)
         if matching.kind == "moments":
-            return self.measure(painting, options.style_size)
+            return self.measure(painting, options.style_size, self.network(options.norm, [style]))
         fitted = _scaled(painting, options.style_size, "style", self.stylizer.min_size, self.max_pixels)
         return self.stylizer.encoder(fitted.rgb.to(self.device, memory_format=torch.channels_last))
 
@@ -286,43 +335,74 @@ class StyleTransfer:
         _check_side(picture, self.stylizer.min_size, "photo")
         return picture
 
-    def code(self, style: Style, style_size: int = 512) -> StyleCode:
-        """The code of a style, or the weighted mean of several."""
+    def code(self, style: Style, style_size: int = 512, norm: str = "adain") -> StyleCode:
+        """The code of a style for the network of ``norm``, or the weighted mean of several.
+
+        For "cin" a learned one where there is one, else measured; for "in" the one of that network.
+        """
+        network = self.network(norm, [style])
         if isinstance(style, StyleCode):
-            if style.num_channels != self.stylizer.encoder.num_channels:
-                raise OptionError(
-                    f"the code has {style.num_channels} channels, the network {self.stylizer.encoder.num_channels}"
-                )
+            if style.num_channels != network.code_channels:
+                raise OptionError(f"the code has {style.num_channels} channels, the network {network.code_channels}")
             return style
         if isinstance(style, Mapping):
             style = list(style.items())
         if isinstance(style, Sequence) and not isinstance(style, (str, bytes)):
             styles, weights = [s for s, _ in style], normalized([w for _, w in style])
-            used = [(self.code(s, style_size), w) for s, w in zip(styles, weights, strict=True) if w]
+            used = [(self.code(s, style_size, norm), w) for s, w in zip(styles, weights, strict=True) if w]
             return StyleCode.mix([code for code, _ in used], [w for _, w in used])
         if isinstance(style, str) and style in self.gallery.styles:
-            return self.gallery.code(style, style_size)
+            return self._named_code(style, style_size, norm)
         if isinstance(style, str) and not _looks_like_path(style):
             raise unknown_name("style", style, self.gallery.styles)
         painting = self._read(style, "style")
-        key = (_digest(painting), style_size)
+        key = (_digest(painting), style_size, network.conditional)
         with self._lock:
             if key in self._codes:
                 self._codes.move_to_end(key)
                 return self._codes[key]
-        code = self.measure(painting, style_size)
+        code = self.measure(painting, style_size, network)
         with self._lock:
             self._codes[key] = code
             while len(self._codes) > CODES_KEPT:
                 self._codes.popitem(last=False)
         return code
 
+    def _named_code(self, name: str, style_size: int, norm: str) -> StyleCode:
+        if norm not in ("cin", "in"):
+            return self.gallery.code(name, style_size)
+        codes = self.conditional(CIN if norm == "cin" else IN + name).codes
+        learned = codes.get(name) or self.gallery.learned.get(name)
+        if learned is None:
+            raise OptionError(
+                f"the CIN network has not learned the style {name!r}: give the painting itself, or teach it with "
+                f"styleapp learn PAINTING --name {name} --overwrite; it knows {', '.join(codes)}"
+            )
+        return learned
+
     def checksum(self, name: str) -> str:
         """sha256 of one of the weight files in use, as in the manifest."""
         return self._files.entries[name].sha256
 
-    def save_style(self, painting: Source, name: str, *, overwrite: bool = False) -> Path:
+    def checksum_of(self, norm: str) -> str:
+        """What identifies the network of a norm."""
+        prefix = {"cin": CIN, "in": IN}.get(norm, DECODER)
+        return " ".join(e.sha256 for n, e in self._files.entries.items() if n.startswith(prefix))
+
+    def save_style(
+        self,
+        painting: Source,
+        name: str,
+        *,
+        overwrite: bool = False,
+        learned: StyleCode | None = None,
+        about: Mapping[str, str] | None = None,
+    ) -> Path:
         """Measure a painting at every size of the gallery and keep it as a style of that name, for good.
+
+        Args:
+            learned: a code for the CIN network besides.
+            about: what is to be known of it.
 
         Raises:
             OptionError: for a name that is not allowed or taken.
@@ -331,16 +411,22 @@ class StyleTransfer:
         picture = self._read(painting, "style")
         codes = [self.measure(picture, size) for size in self.gallery.sizes]
         rows = torch.stack([torch.stack([c.gamma.flatten(), c.beta.flatten()]) for c in codes]).cpu()
-        path = save_style(name, rows, self.gallery, self.checksum(ENCODER), overwrite=overwrite)
+        about = dict(about or {})
+        if learned is not None:
+            about["cin_sha256"] = self.checksum(CIN)
+        path = save_style(
+            name, rows, self.gallery, self.checksum(ENCODER), overwrite=overwrite, learned=learned, about=about
+        )
         self.gallery = self._files.gallery()
         return path
 
     @torch.inference_mode()
-    def measure(self, painting: Picture, style_size: int = 512) -> StyleCode:
-        """The code of a painting whose short side is scaled to ``style_size``."""
-        fitted = _scaled(painting, style_size, "style", self.stylizer.min_size, self.max_pixels)
-        _check_side(fitted, self.stylizer.min_size, "style")
-        return self.stylizer.measure(fitted.rgb.to(self.device, memory_format=torch.channels_last))
+    def measure(self, painting: Picture, style_size: int = 512, network: Stylizer | None = None) -> StyleCode:
+        """The code of a painting whose short side is scaled to ``style_size``, for the AdaIN or another network."""
+        stylizer = network or self.stylizer
+        fitted = _scaled(painting, style_size, "style", stylizer.min_size, self.max_pixels)
+        _check_side(fitted, stylizer.min_size, "style")
+        return stylizer.measure(fitted.rgb.to(self.device, memory_format=torch.channels_last))
 
     def _read(self, source: Any, role: str) -> Picture:
         if isinstance(source, Picture):

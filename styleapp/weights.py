@@ -11,7 +11,8 @@ import json
 import math
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,11 +25,20 @@ from styleapp.errors import OptionError, WeightsError, unknown_name
 from styleapp.files import atomic_path
 from styleapp.models import Decoder, Encoder, StyleCode, Stylizer
 
-__all__ = ["BuiltInStyle", "Entry", "StyleGallery", "Weights", "save_style", "styles_folder", "weights_folder"]
+__all__ = [
+    "BuiltInStyle",
+    "Conditional",
+    "Entry",
+    "StyleGallery",
+    "Weights",
+    "save_style",
+    "styles_folder",
+    "weights_folder",
+]
 
 Network = TypeVar("Network", bound=nn.Module)
 
-ENCODER, DECODER, STYLES = "vgg19_relu4_1", "adain_decoder", "styles"
+ENCODER, DECODER, STYLES, CIN, IN = "vgg19_relu4_1", "adain_decoder", "styles", "cin", "in_"
 
 
 def weights_folder() -> Path:
@@ -77,6 +87,19 @@ class BuiltInStyle:
     year: str
     museum: str
     licence: str
+
+
+@dataclass(frozen=True)
+class Conditional:
+    """A network with norms inside its decoder, and the codes that were learned with it.
+
+    Attributes:
+        stylizer: float32, on the CPU, in evaluation mode.
+        codes: by the name of the style: many for CIN, one for IN.
+    """
+
+    stylizer: Stylizer
+    codes: dict[str, StyleCode]
 
 
 class Weights:
@@ -140,6 +163,30 @@ class Weights:
         decoder = _filled(Decoder(**self.entries[DECODER].config), tensors, self.folder)
         return Stylizer(encoder, decoder).eval().requires_grad_(False)
 
+    def conditional(self, name: str, encoder: Encoder) -> Conditional:
+        """The network of conditional instance norm, "cin", or one of instance norm, "in_" and the style."""
+        tensors = self.load(name)
+        self.check_pair(name)
+        entry = self.entries[name]
+        decoder = Decoder(encoder.num_channels, entry.config["width"])
+        state = {k.removeprefix("decoder."): v for k, v in tensors.items() if k.startswith("decoder.")}
+        stylizer = Stylizer(encoder, _filled(decoder, state, self.folder), conditional=True)
+        codes = tensors.get("codes", torch.empty(0))
+        names = entry.config["styles"]
+        if codes.shape != (len(names), 2, stylizer.code_channels):
+            raise WeightsError(
+                f"{self.folder / entry.file}: codes of shape {tuple(codes.shape)}, "
+                f"expected {(len(names), 2, stylizer.code_channels)}"
+            )
+        return Conditional(
+            stylizer.eval().requires_grad_(False), {n: _code(rows) for n, rows in zip(names, codes, strict=True)}
+        )
+
+    @property
+    def instance_styles(self) -> list[str]:
+        """The styles that have a network of instance norm of their own."""
+        return [name.removeprefix(IN) for name in self.entries if name.startswith(IN)]
+
     def gallery(self) -> StyleGallery:
         """The codes of the built-in styles, and of those that the user has saved."""
         tensors = self.load(STYLES)
@@ -149,9 +196,13 @@ class Weights:
         if missing := set(gallery.styles) - set(tensors):
             raise WeightsError(f"{self.folder / self.entries[STYLES].file}: lacks {', '.join(sorted(missing))}")
         for file in sorted(styles_folder().glob("*.safetensors")):
-            saved = _saved_style(file, self.entries[ENCODER].sha256, sizes)
+            cin = self.entries[CIN].sha256 if CIN in self.entries else None
+            saved = _saved_style(file, self.entries[ENCODER].sha256, sizes, cin)
             if saved is not None and saved[0].name not in gallery.styles:
-                gallery.styles[saved[0].name], gallery.codes[saved[0].name] = saved
+                style, gallery.codes[style.name], learned = saved
+                gallery.styles[style.name] = style
+                if learned is not None:
+                    gallery.learned[style.name] = learned
         return gallery
 
     def verify(self) -> dict[str, str | None]:
@@ -176,11 +227,13 @@ class StyleGallery:
         styles: by name.
         codes: by name, (len(sizes), 2, C): γ and β at each size.
         sizes: short sides in pixels, rising.
+        learned: codes for the CIN network that the user has learned, by name.
     """
 
     styles: dict[str, BuiltInStyle]
     codes: dict[str, Tensor]
     sizes: tuple[int, ...]
+    learned: dict[str, StyleCode] = field(default_factory=dict)
 
     def code(self, name: str, size: int) -> StyleCode:
         """The code of a built-in style measured at a short side of ``size``.
@@ -202,16 +255,47 @@ class StyleGallery:
         return low.lerp(high, math.log(size / smaller) / math.log(larger / smaller))
 
 
-def save_style(name: str, rows: Tensor, gallery: StyleGallery, encoder_sha256: str, *, overwrite: bool = False) -> Path:
+def save_style(
+    name: str,
+    rows: Tensor,
+    gallery: StyleGallery,
+    encoder_sha256: str,
+    *,
+    overwrite: bool = False,
+    learned: StyleCode | None = None,
+    about: Mapping[str, str] | None = None,
+) -> Path:
     """Keep a user's style as one small file that :meth:`Weights.gallery` finds.
 
     Args:
         name: letters, digits, ".", "_" and "-".
         rows: (len(gallery.sizes), 2, C): γ and β measured at each size.
+        learned: its code for the CIN network, whose sha256 is then in ``about`` as "cin_sha256".
+        about: what else is to be known of it.
 
     Raises:
         OptionError: for a name that is not allowed or taken.
         WeightsError: if it cannot be written.
+    """
+    path = check_style_name(name, gallery, overwrite=overwrite)
+    metadata = {"name": name, "encoder_sha256": encoder_sha256, "sizes": json.dumps(gallery.sizes), **(about or {})}
+    tensors = {"code": rows.half().contiguous()}
+    if learned is not None:
+        tensors["cin"] = torch.stack([learned.gamma.flatten(), learned.beta.flatten()]).cpu().half()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be written ({error.strerror or error})") from None
+    return path
+
+
+def check_style_name(name: str, gallery: StyleGallery, *, overwrite: bool = False) -> Path:
+    """Where a user's style of that name is kept.
+
+    Raises:
+        OptionError: for a name that is not allowed or taken.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
         raise OptionError(
@@ -220,26 +304,26 @@ def save_style(name: str, rows: Tensor, gallery: StyleGallery, encoder_sha256: s
     path = styles_folder() / f"{name}.safetensors"
     if name in gallery.styles and not (overwrite and path.exists()):
         raise OptionError(f"there is a style {name!r} already" + ("; --overwrite replaces it" if path.exists() else ""))
-    about = {"name": name, "encoder_sha256": encoder_sha256, "sizes": json.dumps(gallery.sizes)}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
-            save_file({"code": rows.half().contiguous()}, temporary, metadata=about)
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be written ({error.strerror or error})") from None
     return path
 
 
-def _saved_style(file: Path, encoder_sha256: str, sizes: tuple[int, ...]) -> tuple[BuiltInStyle, Tensor] | None:
-    """A user's style; None for one that was measured with another encoder or at other sizes."""
+def _saved_style(
+    file: Path, encoder_sha256: str, sizes: tuple[int, ...], cin_sha256: str | None
+) -> tuple[BuiltInStyle, Tensor, StyleCode | None] | None:
+    """A user's style, and its learned code; None for one that was measured with another encoder or at other sizes.
+
+    A code that was learned for another CIN network is left out.
+    """
     try:
         with safe_open(file, "pt") as stored:
             about, code = stored.metadata() or {}, stored.get_tensor("code")
+            fits = "cin" in stored.keys() and about.get("cin_sha256") == cin_sha256  # noqa: SIM118
+            learned = _code(stored.get_tensor("cin")) if fits else None
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{file}: not a saved style ({error}); remove it or save it again") from None
     if about.get("encoder_sha256") != encoder_sha256 or about.get("sizes") != json.dumps(sizes):
         return None
-    return BuiltInStyle(about["name"], about["name"], "", "", "saved by you", ""), code
+    return BuiltInStyle(about["name"], about["name"], "", "", "saved by you", ""), code, learned
 
 
 def _code(rows: Tensor) -> StyleCode:

@@ -6,14 +6,15 @@ from conftest import TINY_VGG, alive
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from styleapp import engine
+from styleapp import tiles
 from styleapp.controls import Layer, Mask, Matching
-from styleapp.engine import Plan, even, make_plan, measure_content, one_piece, render
+from styleapp.engine import measure_content, render
 from styleapp.errors import OptionError
 from styleapp.images import Picture
 from styleapp.models import Decoder, Encoder, StyleCode, Stylizer, code_from_moments
 from styleapp.norms import moments
 from styleapp.pipeline import StyleTransfer
+from styleapp.tiles import Plan, even, make_plan, one_piece
 
 
 def network() -> Stylizer:
@@ -273,13 +274,13 @@ class TestPlan:
             assert all(t % 8 == 0 and t <= max(side // 8 * 8, 8) for t in tile)
 
     def test_the_budget_is_kept(self, monkeypatch):
-        monkeypatch.setattr(engine, "resident", lambda: 0)
+        monkeypatch.setattr(tiles, "resident", lambda: 0)
         size = (4000, 4000)
         for budget in (120_000_000, 200_000_000, 400_000_000):
             plan = make_plan(NETWORK, size, torch.device("cpu"), budget=budget, result_bytes=48_000_000)
             side = max(plan.tile) + 128
             features = 16 * 4 * 500 * 500
-            used = side**2 * engine.bytes_per_pixel(NETWORK) + plan.keep * features + 48_000_000
+            used = side**2 * tiles.bytes_per_pixel(NETWORK) + plan.keep * features + 48_000_000
             assert 0.2 * budget < used <= budget
 
     def test_too_small_a_budget_says_what_is_needed(self):
@@ -287,7 +288,7 @@ class TestPlan:
             make_plan(NETWORK, (4000, 4000), torch.device("cpu"), budget=10_000_000)
 
     def test_tiles_that_cannot_fit_are_refused(self, monkeypatch):
-        monkeypatch.setattr(engine, "available", lambda device: 50_000_000)
+        monkeypatch.setattr(tiles, "available", lambda device: 50_000_000)
         with pytest.raises(OptionError, match=r"tiles of 8000x8000 pixels take at least \d+ MB, 50 MB are free"):
             make_plan(NETWORK, (8000, 8000), torch.device("cpu"), tile=8000)
         assert make_plan(NETWORK, (8000, 8000), torch.device("cpu"), tile=256).tile == (256, 256)

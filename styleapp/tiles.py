@@ -1,0 +1,174 @@
+"""How a photo is cut into tiles that fit into memory, and work done tile by tile."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+
+from styleapp.controls import Window
+from styleapp.errors import OptionError
+from styleapp.memory import available, is_out_of_memory, release_freed_memory, resident
+from styleapp.models import Stylizer
+
+__all__ = ["Note", "Plan", "cells_of", "each", "even", "halo_of", "make_plan", "one_piece", "windows"]
+
+Note = Callable[[str], None]
+"""Told what a user should know."""
+
+LEAST_TILE = 64
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a photo is cut.
+
+    Attributes:
+        tile: sides of a tile in pixels, without the halo; a multiple of 8.
+        keep: keep the features of the first pass, so that the second need not encode again.
+        tidy_above: bytes of this process above which freed memory is handed back before the next tile; None for
+            never. What tiles of several shapes leave behind does not fit the next one, and adds up.
+    """
+
+    tile: tuple[int, int]
+    keep: bool = True
+    tidy_above: int | None = None
+
+
+def make_plan(
+    stylizer: Stylizer,
+    size: tuple[int, int],
+    device: torch.device,
+    *,
+    tile: int | None = None,
+    budget: int | None = None,
+    result_bytes: int = 0,
+) -> Plan:
+    """The largest tiles that fit.
+
+    Args:
+        size: (height, width) of the photo.
+        tile: longest side of a tile; None for as large as memory allows.
+        budget: bytes that this process may occupy in all; None for half of what is free.
+        result_bytes: size of the result, which is still to be made.
+
+    Raises:
+        OptionError: if the budget is too small for the smallest tile, or the tile that is asked for does not
+            fit into memory at all; the message says what is needed.
+    """
+    height, width = size
+    dtype_size = next(stylizer.parameters()).element_size()
+    features = stylizer.encoder.num_channels * dtype_size * math.ceil(height / 8) * math.ceil(width / 8)
+    pixel = bytes_per_pixel(stylizer)
+    halo = 8 * (halo_of(stylizer.encoder.radius) + halo_of(stylizer.decoder.radius))
+    taken = 0
+    if device.type == "cpu":
+        if budget is not None:
+            release_freed_memory()  # what reading the photo took
+            taken = resident()
+        taken += result_bytes
+    total = available(device) // 2 if budget is None else budget
+    free = total - taken
+    if tile is not None:
+        sides = even(size, tile)
+        needed = min(height, sides[0] + 2 * halo) * min(width, sides[1] + 2 * halo) * pixel // 2  # half is margin
+        if needed > available(device):  # a system that is asked for more than it has ends the process
+            raise OptionError(
+                f"tiles of {sides[1]}x{sides[0]} pixels take at least {_megabytes(needed)}, "
+                f"{_megabytes(available(device))} are free; take smaller ones, or --tile auto"
+            )
+        return Plan(sides, features <= free / 2)
+    if height * width * pixel <= free:
+        return one_piece(size)
+    keep = features <= free / 2
+    side = math.isqrt(max(0, int((free - keep * features) / pixel))) - 2 * halo
+    if side < LEAST_TILE:
+        needed = taken + (LEAST_TILE + 2 * halo) ** 2 * pixel
+        raise OptionError(
+            f"too little memory for a photo of {width}x{height}: {_megabytes(needed)} are needed, "
+            f"{'--max-memory allows' if budget is not None else 'half of what is free is'} {_megabytes(total)}"
+        )
+    sides = even(size, side)
+    largest = (sides[0] + 2 * halo) * (sides[1] + 2 * halo) * pixel
+    tidy_above = max(0, total - largest) if device.type == "cpu" and budget is not None else None
+    return Plan(sides, keep, tidy_above)
+
+
+def one_piece(size: tuple[int, int]) -> Plan:
+    """The photo as a single tile."""
+    return Plan((8 * math.ceil(size[0] / 8), 8 * math.ceil(size[1] / 8)))
+
+
+def _megabytes(count: float) -> str:
+    return f"{math.ceil(count / 1e6)} MB"
+
+
+def bytes_per_pixel(stylizer: Stylizer) -> int:
+    """Peak memory of the networks for each pixel of a tile, with a margin.
+
+    The widest place is the first block: input and output of a convolution with as many channels as conv1_1,
+    and the convolution's own scratch space. Measured on the CPU: 370 to 620 bytes in bfloat16, with 64 channels.
+    """
+    first = next(stylizer.encoder.parameters())
+    network = 6 * max(first.shape[0], 8) * first.element_size()
+    finest = list(stylizer.norms.values())[-1]
+    return network + (8 * finest if stylizer.conditional else 0)  # a norm works on two float32 copies
+
+
+def halo_of(radius: int) -> int:
+    """Features to add at each side so that ``radius`` pixels more are seen."""
+    return math.ceil(radius / 8)
+
+
+def even(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Sides of a tile, multiples of 8, at most ``side`` (at least 8), that divide ``size`` about evenly."""
+    side = max(8, side // 8 * 8)
+    height, width = (8 * math.ceil(math.ceil(s / math.ceil(s / side)) / 8) for s in size)
+    return height, width
+
+
+def cells_of(size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the features of a photo of that size."""
+    return math.ceil(size[0] / 8), math.ceil(size[1] / 8)
+
+
+def windows(cells: tuple[int, int], tile: tuple[int, int]) -> Iterable[Window]:
+    """Tiles of ``tile`` pixels in units of features, row by row."""
+    rows, columns = tile[0] // 8, tile[1] // 8
+    for top in range(0, cells[0], rows):
+        for left in range(0, cells[1], columns):
+            yield Window(top, left, min(top + rows, cells[0]), min(left + columns, cells[1]))
+
+
+def each(windows: Iterable[Window], work: Callable[[Window], None], note: Note, tidy_above: int | None = None) -> None:
+    """Do the work for each window. Where memory runs out, with windows cut in four from there on."""
+    waiting = deque(windows)
+    while waiting:
+        if tidy_above is not None and resident() > tidy_above:
+            release_freed_memory()
+        try:
+            work(waiting[0])
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or min(waiting[0].size) <= 1:
+                raise
+            smaller = deque(part for w in waiting for part in _quarters(w))
+            height, width = smaller[0].size
+            note(f"out of memory: going on with tiles of {8 * width}x{8 * height} pixels")
+            waiting = smaller
+            continue
+        waiting.popleft()
+
+
+def _quarters(w: Window) -> list[Window]:
+    rows = [w.top, (w.top + w.bottom) // 2, w.bottom]
+    columns = [w.left, (w.left + w.right) // 2, w.right]
+    return [
+        Window(top, left, bottom, right)
+        for top, bottom in itertools.pairwise(rows)
+        for left, right in itertools.pairwise(columns)
+        if bottom > top and right > left
+    ]

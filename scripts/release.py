@@ -1,9 +1,10 @@
 """Measure the built-in styles and write weights/manifest.json for the files that lie in weights/.
 
-    python scripts/release.py --gallery DIR [--decoder runs/adain.safetensors]
+    python scripts/release.py --gallery DIR [--decoder runs/adain.safetensors] [--cin runs/cin.safetensors]
+                              [--instance runs/in_great-wave.safetensors ...]
 
 DIR holds one JPEG a painting and gallery.json (name, title, artist, year, museum, licence). What is
-shipped of a painting is its code alone, 2 x 512 numbers at each of a few sizes.
+shipped of a painting is its moments alone, at relu1_1 to relu4_1 and a few sizes.
 """
 
 from __future__ import annotations
@@ -19,31 +20,48 @@ from safetensors.torch import load_file, save_file
 from torchvision.transforms import v2
 
 from styleapp.files import read_image
-from styleapp.models import Encoder, code_from_moments
+from styleapp.models import Encoder, StyleCode, code_from_moments
 from styleapp.norms import moments
-from styleapp.weights import DECODER, ENCODER, STYLES, sha256
+from styleapp.weights import CIN, DECODER, ENCODER, IN, LAYERS, STYLES, sha256
 
 SIZES = (256, 362, 512, 724, 1024)  # half octaves
 
 
 @torch.inference_mode()
 def measure(encoder: Encoder, gallery: Path, names: list[str]) -> dict[str, torch.Tensor]:
-    """(sizes, 2, C) fp16 for each painting."""
+    """For each painting (sizes, 2, C) fp16 at relu4_1, and the same at relu1_1 to relu3_1 as ``name.layers``."""
     codes = {}
     for name in names:
         image = read_image(gallery / f"{name}.jpg").rgb
         rows = []
         for size in SIZES:
-            code = code_from_moments(moments(encoder(v2.functional.resize(image, [size], antialias=True))))
+            features = encoder.features(v2.functional.resize(image, [size], antialias=True))
+            code = StyleCode.join([code_from_moments(moments(f)) for f in features])
             rows.append(torch.stack([code.gamma.flatten(), code.beta.flatten()]))
-        codes[name] = torch.stack(rows).half()
+        table = torch.stack(rows).half()
+        codes[name] = table[..., -encoder.num_channels :].contiguous()
+        codes[name + LAYERS] = table[..., : -encoder.num_channels].contiguous()
     return codes
+
+
+def width_of(file: Path, prefix: str = "") -> float:
+    """The decoder's, from the file itself: the paper's ends with 64 channels."""
+    with safe_open(file, "pt") as stored:
+        return float(stored.get_slice(f"{prefix}conv1_2.bias").get_shape()[0] / 64)
+
+
+def styles_of(file: Path) -> list[str]:
+    """The names of the codes in a conditional network's file."""
+    with safe_open(file, "pt") as stored:
+        return list(json.loads(stored.metadata()["styles"]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gallery", type=Path, help="paintings; without it the codes stay as they are")
     parser.add_argument("--decoder", type=Path, help="a trained decoder to ship; without it the shipped one stays")
+    parser.add_argument("--cin", type=Path, help="a trained network of conditional instance norm to ship")
+    parser.add_argument("--instance", type=Path, nargs="*", default=[], help="trained networks of instance norm")
     parser.add_argument("--folder", type=Path, default=Path("weights"))
     args = parser.parse_args()
     files = {name: args.folder / f"{name}.safetensors" for name in (ENCODER, DECODER, STYLES)}
@@ -52,14 +70,16 @@ def main() -> None:
 
     if args.decoder:
         shutil.copyfile(args.decoder, files[DECODER])
+    if args.cin:
+        shutil.copyfile(args.cin, args.folder / f"{CIN}.safetensors")
+    for file in args.instance:
+        shutil.copyfile(file, args.folder / f"{IN}{styles_of(file)[0]}.safetensors")
     if args.gallery:
         styles = json.loads((args.gallery / "gallery.json").read_text(encoding="utf-8"))
         encoder = Encoder().eval()
         encoder.load_state_dict(load_file(files[ENCODER]))
         save_file(measure(encoder, args.gallery, [s["name"] for s in styles]), files[STYLES])
 
-    with safe_open(files[DECODER], "pt") as stored:
-        width = stored.get_slice("conv1_2.bias").get_shape()[0] / 64  # the paper's decoder ends with 64 channels
     made_with = {"encoder_sha256": sha256(files[ENCODER])}
     entries = {
         ENCODER: {
@@ -71,7 +91,7 @@ def main() -> None:
         },
         DECODER: {
             "architecture": "adain-decoder",
-            "config": {"width": width},
+            "config": {"width": width_of(files[DECODER])},
             "source": "trained by styleapp train adain, see README.md beside this file",
             "licence": "Apache-2.0",
             **made_with,
@@ -84,6 +104,15 @@ def main() -> None:
             **made_with,
         },
     }
+    for file in sorted([*args.folder.glob(f"{CIN}.safetensors"), *args.folder.glob(f"{IN}*.safetensors")]):
+        files[file.stem] = file
+        entries[file.stem] = {
+            "architecture": "conditional-instance-norm",
+            "config": {"width": width_of(file, "decoder."), "styles": styles_of(file)},
+            "source": "trained by styleapp train cin, see README.md beside this file",
+            "licence": "Apache-2.0",
+            **made_with,
+        }
     for name, entry in entries.items():
         files[name].chmod(0o644)
         entry.update(file=files[name].name, sha256=sha256(files[name]))

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from styleapp import __version__
 from styleapp.errors import DeviceError, OptionError, StyleError
-from styleapp.options import DecoderOptions, Options
+from styleapp.options import ConditionalOptions, DecoderOptions, Options
 
 if TYPE_CHECKING:
     from styleapp.batch import Done
@@ -578,16 +578,39 @@ def weights_verify(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
+@contextmanager
+def training_told(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """What to call with each record of a training's log."""
+    with progress_bar("training") as advance:
+
+        def report(record: dict[str, Any]) -> None:
+            if "content" in record:
+                advance(record["step"], steps)
+                stderr.print(
+                    f"step {record['step']}  content {record['content']:.3f}  style {record['style']:.3f}  "
+                    f"identity {record['identity']:.5f}  {record['images_per_second']:.1f} images/s"
+                )
+            elif "skipped" in record:
+                stderr.print(f"skipped: {record['skipped']}", markup=False)
+
+        yield report
+
+
+Minutes = Annotated[float, typer.Option(help="Stop after this long; the same command goes on.")]
+SampleMinutes = Annotated[float, typer.Option(help="How often to draw a grid of samples.")]
+Photographs = Annotated[Path, typer.Option(help="Folder of photographs.")]
+
+
 @train_app.command("adain")
 @options_of(DecoderOptions)
 def train_adain(
-    content: Annotated[Path, typer.Option(help="Folder of photographs.")],
+    content: Photographs,
     style: Annotated[Path, typer.Option(help="Folder of paintings.")],
     out: Annotated[Path, typer.Option(help="Where to write the decoder (.safetensors).")],
     options: DecoderOptions,
     init: Annotated[Path | None, typer.Option(help="A decoder to start from.")] = None,
-    minutes: Annotated[float, typer.Option(help="Stop after this long; the same command goes on.")] = float("inf"),
-    sample_minutes: Annotated[float, typer.Option(help="How often to draw a grid of samples.")] = 10.0,
+    minutes: Minutes = float("inf"),
+    sample_minutes: SampleMinutes = 10.0,
     device: Device = "auto",
 ) -> None:
     """Train a decoder for AdaIN. Given again, the command goes on from its checkpoint beside OUT."""
@@ -597,18 +620,7 @@ def train_adain(
     from styleapp.weights import Weights
 
     keep_freed_memory()
-    with progress_bar("training") as advance:
-
-        def report(record: dict[str, Any]) -> None:
-            if "content" in record:
-                advance(record["step"], options.steps)
-                stderr.print(
-                    f"step {record['step']}  content {record['content']:.3f}  style {record['style']:.3f}  "
-                    f"identity {record['identity']:.5f}  {record['images_per_second']:.1f} images/s"
-                )
-            elif "skipped" in record:
-                stderr.print(f"skipped: {record['skipped']}", markup=False)
-
+    with training_told(options.steps) as report:
         done = train_decoder(
             Weights().encoder(),
             content,
@@ -622,6 +634,166 @@ def train_adain(
             report=report,
         )
     typer.echo(done)
+
+
+@train_app.command("cin")
+@options_of(ConditionalOptions)
+def train_cin(
+    content: Photographs,
+    gallery: Annotated[Path, typer.Option(help="Folder of paintings, one a style.")],
+    out: Annotated[Path, typer.Option(help="Where to write the network (.safetensors).")],
+    options: ConditionalOptions,
+    style: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--style", "-s", help="Only this painting of the folder; repeat. A single one makes an IN network."
+        ),
+    ] = None,
+    init: Annotated[Path | None, typer.Option(help="A decoder, or a network of this kind, to start from.")] = None,
+    minutes: Minutes = float("inf"),
+    sample_minutes: SampleMinutes = 10.0,
+    device: Device = "auto",
+) -> None:
+    """Train a network of conditional instance norm: decoder and one code a painting.
+
+    Given again, the command goes on from its checkpoint beside OUT.
+    """
+    from styleapp.allocator import keep_freed_memory
+    from styleapp.pipeline import find_device
+    from styleapp.training.cin import train_conditional
+    from styleapp.weights import Weights
+
+    keep_freed_memory()
+    with training_told(options.steps) as report:
+        done = train_conditional(
+            Weights().encoder(),
+            content,
+            gallery,
+            out,
+            options,
+            styles=style or [],
+            device=find_device(device),
+            init=init,
+            minutes=minutes,
+            sample_minutes=sample_minutes,
+            report=report,
+        )
+    typer.echo(done)
+
+
+@app.command()
+def learn(
+    painting: Annotated[Path, typer.Argument(help="The painting.")],
+    name: Annotated[str, typer.Option(help="The name that the style gets, for --style NAME --norm cin.")],
+    content: Annotated[
+        list[Path] | None, typer.Option("--content", help="Photos to learn on; by default two that are bundled.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the optimiser.")] = 500,
+    size: Annotated[int, typer.Option(min=32, help="Crops of this many pixels square.")] = 256,
+    style_size: Annotated[int, typer.Option(min=16, help="Short side at which the painting is measured.")] = 512,
+    preview: Annotated[Path | None, typer.Option(help="A folder for pictures on the way.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the style of that name.")] = False,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    as_json: Json = False,
+) -> None:
+    """Teach the CIN network a painting: only the style's own code is trained, every other style stays as it is."""
+    with errors_told():
+        from styleapp.allocator import keep_freed_memory
+        from styleapp.learn import learn_style
+        from styleapp.pipeline import StyleTransfer
+
+        keep_freed_memory()
+        transfer = StyleTransfer(device, precision)
+        start = time.perf_counter()
+        with progress_bar("learning") as advance:
+            path, learned = learn_style(
+                transfer,
+                painting,
+                name,
+                content or [],
+                steps=steps,
+                size=size,
+                style_size=style_size,
+                preview=preview,
+                overwrite=overwrite,
+                progress=advance,
+            )
+        seconds = time.perf_counter() - start
+        record = {
+            "name": name,
+            "file": str(path),
+            "seconds": round(seconds, 1),
+            "before": learned.before,
+            "after": learned.after,
+        }
+        if as_json:
+            typer.echo(json.dumps(record))
+        else:
+            typer.echo(
+                f"{name}: style loss {learned.before[1]:.2f} as measured, {learned.after[1]:.2f} as learned "
+                f"(content {learned.before[0]:.2f}, {learned.after[0]:.2f}); {seconds:.0f} s; {path}"
+            )
+
+
+@app.command()
+def compare(
+    content: Annotated[Path, typer.Argument(metavar="CONTENT", help="A photo.")],
+    style: Annotated[list[str], typer.Option("--style", "-s", help="A painting or the name of a style; repeat.")],
+    methods: Annotated[
+        str, typer.Option(help="Separated by commas; default: adain,cin,in,adaln,adagn:32,adabn,efdm,wct.")
+    ] = "",
+    sweep: Annotated[
+        str, typer.Option(help="groups: group norm from one group (layer norm) to all (instance norm), with bars.")
+    ] = "",
+    size: Annotated[int, typer.Option(help="Short side of the pictures; 0 for that of the photo.")] = 512,
+    style_size: Annotated[int, typer.Option(help="Short side at which paintings are measured.")] = 512,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The grid, a picture file.")] = None,
+    page: Annotated[Path | None, typer.Option("--html", help="A page in one file, with sliders.")] = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    as_json: Json = False,
+) -> None:
+    """One photo, some styles, several methods: side by side, with times and losses."""
+    with errors_told():
+        from styleapp import compare as comparing
+        from styleapp.allocator import keep_freed_memory
+        from styleapp.files import atomic_path, check_output, save_picture
+        from styleapp.images import from_pil
+        from styleapp.pipeline import StyleTransfer
+
+        if sweep not in ("", "groups"):
+            raise OptionError(f"--sweep is groups, got {sweep!r}")
+        if sweep and methods:
+            raise OptionError("--sweep chooses the methods itself; leave out --methods")
+        target = out or Path(f"{content.stem}-compared.png")
+        check_output(target, overwrite)
+        if page is not None and page.exists() and not overwrite:
+            raise OptionError(f"{page}: exists already; --overwrite replaces it")
+        keep_freed_memory()
+        transfer = StyleTransfer(device, precision)
+        options = Options(size=size, style_size=style_size)
+        chosen = [m.strip() for m in methods.split(",") if m.strip()] or list(comparing.METHODS)
+        if sweep:
+            chosen = comparing.group_sweep(transfer.stylizer.encoder.num_channels)
+        with progress_bar("comparing") as advance:
+            found = comparing.compare(
+                transfer, transfer.fit(content, options), style, chosen, options, progress=advance
+            )
+        save_picture(from_pil(found.grid(bars=bool(sweep))), target)
+        if page is not None:
+            with atomic_path(page) as temporary:
+                temporary.write_text(found.page(), encoding="utf-8")
+        for record in comparing.as_records(found):
+            if as_json:
+                typer.echo(json.dumps(record))
+            elif record["reason"]:
+                stderr.print(f"{record['style']}, {record['method']}: {record['reason']}", markup=False)
+        if not as_json:
+            typer.echo(target)
+            if page is not None:
+                typer.echo(page)
 
 
 @app.command()

@@ -31,8 +31,8 @@ from styleapp.engine import Content, measure_content, render
 from styleapp.errors import DeviceError, ImageError, OptionError, unknown_name
 from styleapp.files import Animation, read_image
 from styleapp.images import MAX_PIXELS, Picture, from_pil, quantized, to_pil, unit
-from styleapp.models import StyleCode, Stylizer
-from styleapp.norms import merge
+from styleapp.models import StyleCode, Stylizer, code_from_moments
+from styleapp.norms import merge, moments
 from styleapp.options import DEVICES, PRECISIONS, Options, parse_bytes
 from styleapp.tiles import Plan, make_plan
 from styleapp.weights import CIN, DECODER, ENCODER, IN, Conditional, StyleGallery, Weights, save_style
@@ -409,13 +409,22 @@ class StyleTransfer:
             ImageError: for a painting that cannot be used.
         """
         picture = self._read(painting, "style")
-        codes = [self.measure(picture, size) for size in self.gallery.sizes]
-        rows = torch.stack([torch.stack([c.gamma.flatten(), c.beta.flatten()]) for c in codes]).cpu()
+        codes = [self._layer_codes(picture, size) for size in self.gallery.sizes]
+        rows = torch.stack([torch.stack([c[-1].gamma.flatten(), c[-1].beta.flatten()]) for c in codes]).cpu()
+        joined = [StyleCode.join(c[:-1]) for c in codes]
+        layers = torch.stack([torch.stack([c.gamma.flatten(), c.beta.flatten()]) for c in joined]).cpu()
         about = dict(about or {})
         if learned is not None:
             about["cin_sha256"] = self.checksum(CIN)
         path = save_style(
-            name, rows, self.gallery, self.checksum(ENCODER), overwrite=overwrite, learned=learned, about=about
+            name,
+            rows,
+            self.gallery,
+            self.checksum(ENCODER),
+            overwrite=overwrite,
+            layers=layers,
+            learned=learned,
+            about=about,
         )
         self.gallery = self._files.gallery()
         return path
@@ -427,6 +436,36 @@ class StyleTransfer:
         fitted = _scaled(painting, style_size, "style", stylizer.min_size, self.max_pixels)
         _check_side(fitted, stylizer.min_size, "style")
         return stylizer.measure(fitted.rgb.to(self.device, memory_format=torch.channels_last))
+
+    @torch.inference_mode()
+    def layer_codes(self, style: str, style_size: int = 512) -> list[StyleCode] | None:
+        """γ and β of a painting at relu1_1 to relu4_1, which a style loss compares; None where they are not known."""
+        if style not in self.gallery.styles:
+            return self._layer_codes(self._painting(style, Options(), "a style loss"), style_size)
+        joined = self.gallery.layer_code(style, style_size)
+        if joined is None:
+            return None
+        channels = self.stylizer.encoder.layer_channels
+        deepest = self.gallery.code(style, style_size)
+        return list(StyleCode.join([joined, deepest]).to(self.device).split(channels).values())
+
+    @torch.inference_mode()
+    def _layer_codes(self, painting: Picture, style_size: int) -> list[StyleCode]:
+        fitted = _scaled(painting, style_size, "style", self.stylizer.min_size, self.max_pixels)
+        _check_side(fitted, self.stylizer.min_size, "style")
+        features = self.stylizer.encoder.features(fitted.rgb.to(self.device, memory_format=torch.channels_last))
+        return [code_from_moments(moments(f), self.stylizer.eps) for f in features]
+
+    def painting(self, style: str) -> Image.Image | None:
+        """What a style looks like; None for a named one, of which there is only a code."""
+        return None if style in self.gallery.styles else to_pil(self._read(style, "style")).convert("RGB")
+
+    def title(self, style: str) -> str:
+        """A named style with its title and artist, or the name of the file."""
+        about = self.gallery.styles.get(style)
+        if about is None:
+            return Path(style).stem
+        return ", ".join(text for text in (f"{about.name}: {about.title}", about.artist, about.year) if text)
 
     def _read(self, source: Any, role: str) -> Picture:
         if isinstance(source, Picture):

@@ -39,6 +39,7 @@ __all__ = [
 Network = TypeVar("Network", bound=nn.Module)
 
 ENCODER, DECODER, STYLES, CIN, IN = "vgg19_relu4_1", "adain_decoder", "styles", "cin", "in_"
+LAYERS = ".layers"
 
 
 def weights_folder() -> Path:
@@ -192,17 +193,20 @@ class Weights:
         tensors = self.load(STYLES)
         self.check_pair(STYLES)
         sizes = tuple(int(size) for size in self.entries[STYLES].config["sizes"])
-        gallery = StyleGallery({s.name: s for s in self.styles}, tensors, sizes)
+        layers = {k.removesuffix(LAYERS): tensors.pop(k) for k in list(tensors) if k.endswith(LAYERS)}
+        gallery = StyleGallery({s.name: s for s in self.styles}, tensors, sizes, layers=layers)
         if missing := set(gallery.styles) - set(tensors):
             raise WeightsError(f"{self.folder / self.entries[STYLES].file}: lacks {', '.join(sorted(missing))}")
         for file in sorted(styles_folder().glob("*.safetensors")):
             cin = self.entries[CIN].sha256 if CIN in self.entries else None
             saved = _saved_style(file, self.entries[ENCODER].sha256, sizes, cin)
-            if saved is not None and saved[0].name not in gallery.styles:
-                style, gallery.codes[style.name], learned = saved
-                gallery.styles[style.name] = style
-                if learned is not None:
-                    gallery.learned[style.name] = learned
+            if saved is not None and saved.style.name not in gallery.styles:
+                gallery.styles[saved.style.name] = saved.style
+                gallery.codes[saved.style.name] = saved.code
+                if saved.learned is not None:
+                    gallery.learned[saved.style.name] = saved.learned
+                if saved.layers is not None:
+                    gallery.layers[saved.style.name] = saved.layers
         return gallery
 
     def verify(self) -> dict[str, str | None]:
@@ -228,12 +232,15 @@ class StyleGallery:
         codes: by name, (len(sizes), 2, C): γ and β at each size.
         sizes: short sides in pixels, rising.
         learned: codes for the CIN network that the user has learned, by name.
+        layers: codes at relu1_1, relu2_1 and relu3_1, one after the other, (len(sizes), 2, ΣC), by name where known:
+            with them a style loss can be told without the painting.
     """
 
     styles: dict[str, BuiltInStyle]
     codes: dict[str, Tensor]
     sizes: tuple[int, ...]
     learned: dict[str, StyleCode] = field(default_factory=dict)
+    layers: dict[str, Tensor] = field(default_factory=dict)
 
     def code(self, name: str, size: int) -> StyleCode:
         """The code of a built-in style measured at a short side of ``size``.
@@ -245,13 +252,20 @@ class StyleGallery:
         """
         if name not in self.styles:
             raise unknown_name("style", name, self.styles)
+        return self._between(self.codes[name], size)
+
+    def layer_code(self, name: str, size: int) -> StyleCode | None:
+        """The code at relu1_1 to relu3_1, joined; None where it is not known."""
+        return self._between(self.layers[name], size) if name in self.layers else None
+
+    def _between(self, rows: Tensor, size: int) -> StyleCode:
         if not self.sizes[0] <= size <= self.sizes[-1]:
             raise OptionError(f"style size of a built-in style must be {self.sizes[0]} to {self.sizes[-1]}, got {size}")
         above = next(i for i, s in enumerate(self.sizes) if s >= size)
-        high = _code(self.codes[name][above])
+        high = _code(rows[above])
         if self.sizes[above] == size:
             return high
-        low, smaller, larger = _code(self.codes[name][above - 1]), self.sizes[above - 1], self.sizes[above]
+        low, smaller, larger = _code(rows[above - 1]), self.sizes[above - 1], self.sizes[above]
         return low.lerp(high, math.log(size / smaller) / math.log(larger / smaller))
 
 
@@ -262,6 +276,7 @@ def save_style(
     encoder_sha256: str,
     *,
     overwrite: bool = False,
+    layers: Tensor | None = None,
     learned: StyleCode | None = None,
     about: Mapping[str, str] | None = None,
 ) -> Path:
@@ -270,6 +285,7 @@ def save_style(
     Args:
         name: letters, digits, ".", "_" and "-".
         rows: (len(gallery.sizes), 2, C): γ and β measured at each size.
+        layers: (len(gallery.sizes), 2, ΣC): γ and β at relu1_1 to relu3_1.
         learned: its code for the CIN network, whose sha256 is then in ``about`` as "cin_sha256".
         about: what else is to be known of it.
 
@@ -280,6 +296,8 @@ def save_style(
     path = check_style_name(name, gallery, overwrite=overwrite)
     metadata = {"name": name, "encoder_sha256": encoder_sha256, "sizes": json.dumps(gallery.sizes), **(about or {})}
     tensors = {"code": rows.half().contiguous()}
+    if layers is not None:
+        tensors["layers"] = layers.half().contiguous()
     if learned is not None:
         tensors["cin"] = torch.stack([learned.gamma.flatten(), learned.beta.flatten()]).cpu().half()
     try:
@@ -307,23 +325,31 @@ def check_style_name(name: str, gallery: StyleGallery, *, overwrite: bool = Fals
     return path
 
 
-def _saved_style(
-    file: Path, encoder_sha256: str, sizes: tuple[int, ...], cin_sha256: str | None
-) -> tuple[BuiltInStyle, Tensor, StyleCode | None] | None:
+@dataclass(frozen=True)
+class _SavedStyle:
+    style: BuiltInStyle
+    code: Tensor
+    layers: Tensor | None
+    learned: StyleCode | None
+
+
+def _saved_style(file: Path, encoder_sha256: str, sizes: tuple[int, ...], cin_sha256: str | None) -> _SavedStyle | None:
     """A user's style, and its learned code; None for one that was measured with another encoder or at other sizes.
 
     A code that was learned for another CIN network is left out.
     """
     try:
+        tensors = load_file(file)
         with safe_open(file, "pt") as stored:
-            about, code = stored.metadata() or {}, stored.get_tensor("code")
-            fits = "cin" in stored.keys() and about.get("cin_sha256") == cin_sha256  # noqa: SIM118
-            learned = _code(stored.get_tensor("cin")) if fits else None
-    except (OSError, SafetensorError) as error:
+            about = stored.metadata() or {}
+        code, layers = tensors["code"], tensors.get("layers")
+        fits = "cin" in tensors and about.get("cin_sha256") == cin_sha256
+        learned = _code(tensors["cin"]) if fits else None
+    except (OSError, KeyError, SafetensorError) as error:
         raise WeightsError(f"{file}: not a saved style ({error}); remove it or save it again") from None
     if about.get("encoder_sha256") != encoder_sha256 or about.get("sizes") != json.dumps(sizes):
         return None
-    return BuiltInStyle(about["name"], about["name"], "", "", "saved by you", ""), code, learned
+    return _SavedStyle(BuiltInStyle(about["name"], about["name"], "", "", "saved by you", ""), code, layers, learned)
 
 
 def _code(rows: Tensor) -> StyleCode:

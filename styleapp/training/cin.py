@@ -67,7 +67,7 @@ def train_conditional(
         out: safetensors file, fp16: the decoder as ``decoder.*``, and ``codes`` (styles, 2, channels of all norms);
             the styles are in its metadata. What lies beside it is said at :func:`styleapp.training.loop.train`.
         styles: only these of the folder.
-        init: a decoder to start from, if there is no checkpoint.
+        init: a decoder, or a network of this kind with its codes, to start from, if there is no checkpoint.
         more: ``minutes``, ``checkpoint_minutes`` and ``sample_minutes`` of that function.
 
     Raises:
@@ -110,18 +110,15 @@ class _Run(Run):
         torch.manual_seed(options.seed)
         encoder.to(device)
         decoder = new_decoder(encoder, options.width)
-        if init is not None:
-            load_decoder(decoder, init)
+        known = {} if init is None else load_decoder(decoder, init)
         decoder.to(device).to(memory_format=torch.channels_last)
         stylizer = Stylizer(encoder, decoder, conditional=True)
         with torch.no_grad():
-            codes = [stylizer.measure(p.to(device)) for p in paintings.values()]
-            table = StyleCode(torch.cat([c.gamma for c in codes]), torch.cat([c.beta for c in codes]))
+            codes = [known.get(name) or stylizer.measure(p.to(device)) for name, p in paintings.items()]
+            table = _rows([code.to(device) for code in codes])
             wanted = [_layer_codes(encoder, p.to(device)) for p in paintings.values()]
         self.names = list(paintings)
-        self.wanted = [
-            StyleCode(torch.cat([w[i].gamma for w in wanted]), torch.cat([w[i].beta for w in wanted])) for i in range(4)
-        ]
+        self.wanted = [_rows(of_layer) for of_layer in zip(*wanted, strict=True)]
         self.model = _Conditional(decoder, table)
         groups = [
             {"params": list(decoder.parameters()), "lr": options.lr},
@@ -170,6 +167,11 @@ class _Run(Run):
         return grid[None].cpu()
 
 
+def _rows(codes: Sequence[StyleCode]) -> StyleCode:
+    """One table of them."""
+    return StyleCode(torch.cat([c.gamma for c in codes]), torch.cat([c.beta for c in codes]))
+
+
 def _layer_codes(encoder: Encoder, image: Tensor) -> list[StyleCode]:
     """Moments of a picture at relu1_1 to relu4_1: what the style loss compares."""
     return [code_from_moments(moments(f)) for f in encoder.features(image)]
@@ -209,11 +211,11 @@ def _losses(
 
 @dataclass(frozen=True)
 class Learned:
-    """A learned code, and the mean loss (content + style_weight · style) over the photos before and after."""
+    """A learned code, and the mean content and style loss over the photos: as measured, and as learned."""
 
     code: StyleCode
-    before: float
-    after: float
+    before: tuple[float, float]
+    after: tuple[float, float]
 
 
 def learn_code(
@@ -259,20 +261,21 @@ def learn_code(
     optimizer = torch.optim.Adam([gamma, beta], lr=lr)
     one = torch.ones(1, 1, 1, 1, device=device)
 
-    def loss_of(photo: Tensor, code: StyleCode) -> Tensor:
-        content, style, _ = _losses(stylizer, photo.to(device), code, wanted, one, options)
-        return content + style_weight * style
+    def losses_of(photo: Tensor, code: StyleCode) -> tuple[Tensor, Tensor]:
+        return _losses(stylizer, photo.to(device), code, wanted, one, options)[:2]
 
     @torch.no_grad()
-    def total(code: StyleCode) -> float:
-        return sum(float(loss_of(_centre(photo, size), code)) for photo in photos) / len(photos)
+    def means(code: StyleCode) -> tuple[float, float]:
+        found = torch.tensor([losses_of(_centre(photo, size), code) for photo in photos]).mean(0)
+        return float(found[0]), float(found[1])
 
     draw = torch.Generator().manual_seed(seed)
     for step in range(steps):
         photo = _random_crop(photos[step % len(photos)], size, draw)
         for group in optimizer.param_groups:
             group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
-        loss = loss_of(photo, StyleCode(gamma, beta))
+        content, style = losses_of(photo, StyleCode(gamma, beta))
+        loss = content + style_weight * style
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -280,7 +283,7 @@ def learn_code(
         if (step + 1) % max(1, steps // 5) == 0:
             preview(step + 1, StyleCode(gamma.detach().clone(), beta.detach().clone()))
     learned = StyleCode(gamma.detach(), beta.detach())
-    return Learned(learned, total(measured), total(learned))
+    return Learned(learned, means(measured), means(learned))
 
 
 def _centre(photo: Tensor, size: int) -> Tensor:

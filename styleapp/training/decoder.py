@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.utils import make_grid
@@ -58,16 +59,21 @@ def train_decoder(
     return train(run, out, report=report, photos=len(photos), paintings=len(paintings), **more)
 
 
-def load_decoder(decoder: Decoder, file: Path) -> None:
-    """Fill a decoder from a file.
+def load_decoder(decoder: Decoder, file: Path) -> dict[str, StyleCode]:
+    """Fill a decoder from its own file, or from that of a conditional network, whose codes are returned by name.
 
     Raises:
-        WeightsError: if the file is no decoder of this shape.
+        WeightsError: if the file holds no decoder of this shape.
     """
     try:
-        decoder.load_state_dict(load_file(file))
-    except (OSError, RuntimeError, SafetensorError) as error:
+        tensors = load_file(file)
+        table = tensors.pop("codes", torch.empty(0)).float()
+        decoder.load_state_dict({k.removeprefix("decoder."): v.float() for k, v in tensors.items()})
+        with safe_open(file, "pt") as stored:
+            names = json.loads((stored.metadata() or {}).get("styles", "[]"))
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise WeightsError(f"{file}: not a decoder of width {decoder.width}: {error}") from None
+    return {n: StyleCode(*rows.view(2, 1, -1, 1, 1)) for n, rows in zip(names, table, strict=True)}
 
 
 class _Run(Run):

@@ -1,0 +1,93 @@
+"""Teach the CIN network a painting of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+
+import torch
+
+from styleapp.errors import OptionError, WeightsError
+from styleapp.files import read_image, save_picture
+from styleapp.models import StyleCode
+from styleapp.options import Options
+from styleapp.pipeline import StyleTransfer
+from styleapp.training.cin import Learned, learn_code
+from styleapp.weights import CIN, check_style_name
+
+__all__ = ["learn_style"]
+
+
+def learn_style(
+    transfer: StyleTransfer,
+    painting: Path,
+    name: str,
+    photos: Sequence[Path] = (),
+    *,
+    steps: int = 500,
+    size: int = 256,
+    style_size: int = 512,
+    preview: Path | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[Path, Learned]:
+    """Learn a code for a painting and keep it, with the measured ones, as a style of that name.
+
+    Args:
+        photos: what to learn on; by default the photos of the demo.
+        preview: a folder for the first photo in the style so far, a few times on the way.
+
+    Returns:
+        The small file that ``--style NAME`` finds, and what was learned.
+
+    Raises:
+        OptionError: for a name that is not allowed or taken.
+        ImageError: for a painting or photo that cannot be used.
+        WeightsError: if no CIN network is there.
+    """
+    check_style_name(name, transfer.gallery, overwrite=overwrite)
+    paths = list(photos) or example_photos()
+    if not paths:
+        raise OptionError("no photos to learn on: give some with --content")
+    options = Options(size=size, style_size=style_size)
+    pictures = [transfer.fit(path, options) for path in paths]
+    network = transfer.conditional(CIN).stylizer
+    measured_at = transfer.fit(read_image(painting, transfer.max_pixels), Options(size=style_size))
+
+    def show(step: int, code: StyleCode) -> None:
+        if preview is not None:
+            preview.mkdir(parents=True, exist_ok=True)
+            done = transfer.picture(pictures[0], code, Options(norm="cin"))
+            save_picture(done, preview / f"{name}-{step:05d}.png")
+
+    learned = learn_code(
+        network,
+        measured_at.rgb,
+        [picture.rgb for picture in pictures],
+        steps=steps,
+        size=size,
+        progress=lambda step, loss: progress(step, steps),
+        preview=show,
+    )
+    if not all(torch.isfinite(t).all() for t in (learned.code.gamma, learned.code.beta)):
+        raise WeightsError(f"{painting}: learning did not converge; try fewer steps or another --size")
+    about = {
+        "steps": str(steps),
+        "style_size": str(style_size),
+        **{
+            f"{k}_{w}": f"{v:.4f}"
+            for w in ("before", "after")
+            for k, v in zip(("content", "style"), getattr(learned, w), strict=True)
+        },
+    }
+    return transfer.save_style(painting, name, overwrite=overwrite, learned=learned.code, about=about), learned
+
+
+def example_photos() -> list[Path]:
+    """The photos of the demo, in the installed package or the source tree."""
+    here = Path(str(resources.files("styleapp")))
+    for folder in (here / "_examples", here.parent / "examples"):
+        if folder.is_dir():
+            return sorted(folder.glob("*.jpg"))
+    return []

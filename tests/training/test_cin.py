@@ -1,0 +1,114 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY_VGG, alive, noise
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from styleapp.errors import ImageError, OptionError, WeightsError
+from styleapp.images import from_pil
+from styleapp.models import Decoder, Encoder, StyleCode, Stylizer
+from styleapp.options import ConditionalOptions
+from styleapp.training.cin import learn_code, read_paintings, train_conditional
+
+TINY = ConditionalOptions(steps=4, batch_size=2, pairs=2, size=32, warmup=1, bf16=False, lr=1e-3, style_size=32)
+
+
+def encoder() -> Encoder:
+    return alive(Stylizer(Encoder(TINY_VGG), Decoder(16))).encoder
+
+
+def train(folders, out: Path, options: ConditionalOptions = TINY, **more) -> list[dict]:
+    torch.manual_seed(3)
+    records: list[dict] = []
+    train_conditional(encoder(), *folders, out, options, report=records.append, **more)
+    return records
+
+
+def test_losses_fall_and_the_file_says_what_it_is(folders, tmp_path):
+    out = tmp_path / "cin.safetensors"
+    records = train(folders, out, replace(TINY, steps=80, lr=3e-3, code_lr=3e-2, ema=0.9), sample_minutes=0)
+    assert records[0]["styles"] == ["0", "1", "2"]
+    state = load_file(out)
+    decoder = Decoder(16)
+    decoder.load_state_dict({k[8:]: v for k, v in state.items() if k.startswith("decoder.")})
+    network = Stylizer(Encoder(TINY_VGG), decoder, conditional=True)
+    assert state["codes"].shape == (3, 2, network.code_channels)
+    with safe_open(out, "pt") as stored:
+        assert stored.metadata()["styles"] == '["0", "1", "2"]'
+    assert list(out.with_suffix(".samples").glob("*.png"))
+
+    first = train(folders, tmp_path / "first.safetensors", replace(TINY, steps=1))[-1]
+    later = train(folders, tmp_path / "later.safetensors", replace(TINY, steps=1), init=out)[-1]
+    assert later["content"] + 10 * later["style"] < 0.8 * (first["content"] + 10 * first["style"])
+
+
+def test_a_resumed_run_equals_an_unbroken_one(folders, tmp_path):
+    train(folders, tmp_path / "whole.safetensors")
+    broken = tmp_path / "broken.safetensors"
+    train(folders, broken, minutes=0)
+    for _ in range(8):
+        train(folders, broken, minutes=1e-5)
+    train(folders, broken)
+    whole, resumed = load_file(tmp_path / "whole.safetensors"), load_file(broken)
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+
+def test_one_style_makes_an_instance_norm_network(folders, tmp_path):
+    out = tmp_path / "in.safetensors"
+    assert train(folders, out, styles=["1"])[0]["styles"] == ["1"]
+    assert load_file(out)["codes"].shape[0] == 1
+
+
+def test_what_does_not_fit_is_told(folders, tmp_path):
+    with pytest.raises(ImageError, match="has no painting nine; it has 0, 1, 2"):
+        train(folders, tmp_path / "a.safetensors", styles=["nine"])
+    with pytest.raises(ImageError, match="not a folder of paintings"):
+        read_paintings(tmp_path / "nowhere", 32)
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(b"nothing")
+    with pytest.raises(WeightsError, match="bad.safetensors: not a decoder of width 1"):
+        train(folders, tmp_path / "b.safetensors", init=bad)
+
+
+def test_sliced_to_one_row_cin_is_in():
+    """Normalising by hand with torch's instance norm, whose affine parameters are one row of the table."""
+    network = alive(Stylizer(Encoder(TINY_VGG), Decoder(16), conditional=True))
+    rows = [network.measure(torch.rand(1, 3, 32, 32)) for _ in range(3)]
+    table = StyleCode(torch.cat([r.gamma for r in rows]), torch.cat([r.beta for r in rows]))
+    image = torch.rand(1, 3, 40, 48)
+    for k in range(3):
+        row = StyleCode(table.gamma[k : k + 1], table.beta[k : k + 1]).split(network.norms)
+        layers = {}
+        for name, code in row.items():
+            layers[name] = torch.nn.InstanceNorm2d(code.num_channels, eps=network.eps, affine=True)
+            layers[name].weight.data = code.gamma.flatten()
+            layers[name].bias.data = code.beta.flatten()
+        x = layers["relu4_1"](network.encoder(image))
+        for name in network.decoder.names:
+            if name == "up":
+                x = torch.nn.functional.interpolate(x, scale_factor=2)
+                continue
+            conv = network.decoder.get_submodule(name)
+            x = torch.nn.functional.conv2d(torch.nn.functional.pad(x, (1,) * 4, "reflect"), conv.weight, conv.bias)
+            if name in layers:
+                x = torch.relu(layers[name](x))
+        found = network(image, StyleCode(table.gamma[k : k + 1], table.beta[k : k + 1]))
+        assert torch.allclose(found, x, atol=1e-4)
+
+
+def test_learning_changes_the_code_alone():
+    network = alive(Stylizer(Encoder(TINY_VGG), Decoder(16), conditional=True))
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    painting, photo = (from_pil(noise(48, 48, seed=s)).rgb for s in (1, 2))
+    seen: list[int] = []
+    learned = learn_code(
+        network, painting, [photo], steps=60, size=32, lr=5e-2, preview=lambda step, code: seen.append(step)
+    )
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+    assert learned.after[1] < 0.85 * learned.before[1]
+    assert learned.code.num_channels == network.code_channels and seen == [12, 24, 36, 48, 60]
+    with pytest.raises(OptionError, match="conditional network"):
+        learn_code(Stylizer(network.encoder, network.decoder), painting, [photo])

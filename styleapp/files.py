@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import secrets
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -368,7 +369,16 @@ def _writing(path: Path, raw_bytes: int) -> Iterator[Path]:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` that takes its name if the block succeeds and vanishes if not."""
+    """A temporary file beside ``path`` that takes its name if the block succeeds and vanishes if not.
+
+    Where ``path`` is in a store (s3://…), a local one that is then put there, which stores do whole or not at all.
+    """
+    if not isinstance(path, Path):
+        with tempfile.TemporaryDirectory(prefix="styleapp-") as folder:
+            local = Path(folder) / f"picture{path.suffix}"
+            yield local
+            path.write_bytes(local.read_bytes())
+        return
     temporary = path.with_name(f".styleapp-{secrets.token_hex(6)}{path.suffix}")
     try:
         yield temporary

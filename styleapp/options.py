@@ -15,6 +15,7 @@ __all__ = [
     "DEVICES",
     "NORM_NAMES",
     "PRECISIONS",
+    "BatchOptions",
     "ConditionalOptions",
     "DecoderOptions",
     "Options",
@@ -90,6 +91,44 @@ class Options:
             raise OptionError(f"size must be 0 (the photo's own) or more, got {self.size}")
         if self.style_size < 1:
             raise OptionError(f"style_size must be at least 1, got {self.style_size}")
+
+
+ENGINES = ("local", "ray")
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """How many photos are worked through.
+
+    Attributes:
+        pairs: of several styles, one result each instead of a mix: all (every photo in every style), zip (the i-th in
+            the i-th), or random:K (K styles for each photo).
+        seed: of pairs random.
+        workers: processes that stylize; 0 for one on a CPU and one on each GPU.
+        batch_size: photos of equal size that go through the network at once; 0 for what suits the device.
+        engine: local (this machine) or ray (a cluster).
+        address: of the Ray cluster; empty to start one on this machine.
+        retry_failed: only what failed in the run before.
+        fail_fast: end at the first failure.
+        max_failures: end after so many; 0 for never.
+    """
+
+    pairs: str = ""
+    seed: int = 0
+    workers: int = 0
+    batch_size: int = 0
+    engine: str = "local"
+    address: str = ""
+    retry_failed: bool = False
+    fail_fast: bool = False
+    max_failures: int = 0
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise unknown_name("engine", self.engine, ENGINES)
+        for name in ("workers", "batch_size", "max_failures"):
+            if getattr(self, name) < 0:
+                raise OptionError(f"{name} must be 0 or more, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

@@ -211,7 +211,8 @@ class TestJournal:
         journal = tmp_path / "out" / JOURNAL
         lines = journal.read_text().splitlines()
         journal.write_text("".join(f"{line}\n" for line in lines[:-1]))  # the last is the note of the last result
-        assert "started" in lines[-2] and "seconds" in lines[-1]
+        last = json.loads(lines[-1])
+        assert "seconds" in last and any("started" in ln and last["output"] in ln for ln in lines[:-1])
         assert "1 done, 3 done before, 0 failed" in run(*args)[2]
 
     def test_two_runs_on_one_output(self, tmp_path):
@@ -265,3 +266,114 @@ class TestJournal:
         assert all((tmp_path / k).stat().st_mtime_ns == v for k, v in stamps.items())
         for i in range(30):
             Image.open(tmp_path / "out" / f"{i:02}-great-wave.png").load()
+
+
+class TestMore:
+    def test_only_what_failed(self, run, tree, tmp_path):
+        (tree / "text.jpg").write_text("not an image")
+        args = ("stylize", tree, "-s", "great-wave", "-o", "out", *SIZE)
+        run(*args)
+        noise(32, 40).save(tree / "text.jpg", "JPEG")
+        noise(32, 40, seed=77).save(tree / "a.png")  # changed too, but it had not failed
+        code, out, err = run(*args, "--retry-failed")
+        assert code == 0 and "1 done, 0 done before, 0 failed" in err and "text-great-wave.jpg" in out
+        assert "0 done, 0 done before, 0 failed" in run(*args, "--retry-failed")[2]
+
+    def test_max_failures(self, run, tree):
+        for i in range(6):
+            (tree / f"0bad{i}.png").write_text("not an image")
+        code, _, err = run("stylize", tree, "-s", "great-wave", "-o", "out", "--max-failures", 2, *SIZE)
+        assert code == 1 and "left: the same command goes on" in err and "6 failed" not in err
+
+    def test_the_plan_tells_pixels_time_and_disk(self, run, tree, tmp_path):
+        (tree / "text.jpg").write_text("not an image")
+        args = ("stylize", tree, "-s", "great-wave", "-o", "out", "--dry-run", *SIZE)
+        code, out, err = run(*args, "--json")
+        found = json.loads(out.splitlines()[-1])
+        assert code == 0 and found["results"] == 5 and found["unreadable"] == 1
+        assert found["megapixels"] == pytest.approx(4 * 32 * 40 / 1e6) and found["seconds"] > 0
+        assert found["disk"] > 4 * 32 * 40 * 0.5 and found["free"] > 0
+        twice = json.loads(run(*args, "--json", "--size", 64)[1].splitlines()[-1])
+        assert twice["megapixels"] == pytest.approx(4 * found["megapixels"])
+        assert "megapixels, about" in err and "GB are free" in err and not (tmp_path / "out").exists()
+
+    def test_an_image_on_standard_input_and_output(self, weights, photo, tmp_path):
+        env = {**os.environ, "STYLEAPP_WEIGHTS": str(weights), "PYTHONPATH": f"{Path(__file__).parents[1]}"}
+        command = [sys.executable, "-m", "styleapp", "stylize", "-", "--bytes", "-s", "great-wave", *map(str, SIZE)]
+        sent = subprocess.run(
+            [*command, "-o", "-"], cwd=tmp_path, env=env, input=photo.read_bytes(), capture_output=True, check=True
+        )
+        received = np.asarray(Image.open(io.BytesIO(sent.stdout)))
+        subprocess.run(
+            [*command[:4], str(photo), *command[6:], "-o", "file.png"], cwd=tmp_path, env=env, check=True,
+            capture_output=True,
+        )  # fmt: skip
+        assert np.array_equal(received, np.asarray(Image.open(tmp_path / "file.png")))
+        bad = subprocess.run([*command, "-o", "-"], cwd=tmp_path, env=env, input=b"text", capture_output=True)
+        assert bad.returncode == 1 and b"not an image" in bad.stderr and not bad.stdout
+
+    def test_bytes_and_folders_do_not_go_together(self, run, tree):
+        code, _, err = run("stylize", tree, "--bytes", "-s", "great-wave", "-o", "out")
+        assert code == 2 and "CONTENT must be -" in err
+
+    def test_contact_sheets(self, run, tree, tmp_path):
+        (tree / "text.jpg").write_text("not an image")
+        run("stylize", tree, "-s", "great-wave", "-o", "out", *SIZE)
+        assert run("report", "out", "--sheet", "sheet.png")[0] == 0
+        with Image.open(tmp_path / "sheet.png") as sheet:
+            assert sheet.width >= 4 * 160 and np.asarray(sheet).std() > 10
+        assert run("report", "out", "--sheet", "sheet.html")[0] == 0
+        page = (tmp_path / "sheet.html").read_text()
+        assert page.count("<figure>") == 4 and "text.jpg: not an image" in page and "http" not in page
+        code, _, err = run("report", "out", "--sheet", "sheet.html")
+        assert code == 1 and "exists already" in err
+
+    def test_a_full_disk(self, run, tree, tmp_path, monkeypatch):
+        save = Image.Image.save
+
+        def full(self, path, *more, **options):
+            if "deep" in str(path):
+                raise OSError(28, "No space left on device")
+            return save(self, path, *more, **options)
+
+        monkeypatch.setattr(Image.Image, "save", full)
+        code, _, err = run("stylize", tree, "-s", "great-wave", "-o", "out", *SIZE)
+        assert code == 1 and "2 done" in err and "the disk is full" in err
+        assert outputs(tmp_path / "out") == ["a-great-wave.jpg", "a-great-wave.png"]
+        monkeypatch.setattr(Image.Image, "save", save)
+        assert "2 done, 2 done before" in run("stylize", tree, "-s", "great-wave", "-o", "out", *SIZE)[2]
+
+    def test_a_photo_that_vanishes_during_the_run(self, run, tree, tmp_path, monkeypatch):
+        from styleapp.batch import work
+
+        read = work._bytes_of
+
+        def vanishing(job):
+            if job.photo.name == "b.png":
+                job.photo.unlink()
+            return read(job)
+
+        monkeypatch.setattr(work, "_bytes_of", vanishing)
+        code, _, err = run("stylize", tree, "-s", "great-wave", "-o", "out", *SIZE)
+        assert code == 1 and "3 done, 0 done before, 1 failed" in err and "b.png: cannot be read" in err
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="POSIX names")
+    def test_names_of_every_kind(self, run, tmp_path):
+        names = ["-o.png", "new\nline.png", "🎨 ü.png", "x" * 250 + ".png", "a b'\".png", "%s{0}.png"]
+        (tmp_path / "in").mkdir()
+        for i, name in enumerate(names):
+            noise(32, 32, seed=i).save(tmp_path / "in" / name)
+        code, _, err = run("stylize", "in", "-s", "great-wave", "-o", "out", *SIZE)
+        assert code == 0, err
+        assert len(outputs(tmp_path / "out")) == len(names)
+        assert "0 done, 6 done before" in run("stylize", "in", "-s", "great-wave", "-o", "out", *SIZE)[2]
+
+    @pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="root may read everything")
+    def test_a_photo_that_may_not_be_read(self, run, tree):
+        (tree / "a.png").chmod(0)
+        code, _, err = run("stylize", tree, "-s", "great-wave", "-o", "out", *SIZE)
+        assert code == 1 and "Permission denied" in err
+
+    def test_unknown_engine(self, run, tree):
+        code, _, err = run("stylize", tree, "-s", "great-wave", "--engine", "rey")
+        assert code == 2 and "did you mean 'ray'" in err

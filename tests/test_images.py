@@ -1,5 +1,6 @@
 import io
 import os
+import time
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image, ImageCms
 
 from styleapp.errors import ImageError, OptionError
 from styleapp.files import atomic_path, check_output, read_image, save_picture
-from styleapp.images import Picture, from_pil, to_pil
+from styleapp.images import Picture, from_pil, srgb_profile, to_pil
 
 
 def pixels(picture: Picture) -> np.ndarray:
@@ -223,3 +224,11 @@ class TestSaving:
             check_output(tmp_path / "no" / "a.png")
         with pytest.raises(OptionError, match=r"unknown image format ''"):
             check_output(tmp_path / "a")
+
+
+def test_the_profile_does_not_depend_on_the_time():
+    first = srgb_profile.__wrapped__()
+    time.sleep(1.1)  # the time in it has seconds
+    assert srgb_profile.__wrapped__() == first
+    ImageCms.ImageCmsProfile(io.BytesIO(first))
+    assert first[24:36] == bytes([7, 208, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0])

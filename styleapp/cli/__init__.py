@@ -1,0 +1,52 @@
+"""The command line: verbs as words, results on stdout, progress on stderr.
+
+Exit codes: 0 all done, 1 an input failed, 2 usage. Heavy imports stand inside the verbs.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from styleapp import __version__
+from styleapp.cli.about import info, styles_app, web, weights_app
+from styleapp.cli.folders import report
+from styleapp.cli.measure import bench, compare, evaluate
+from styleapp.cli.stylize import stylize
+from styleapp.cli.train import app as train_app
+from styleapp.cli.train import learn
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="styleapp",
+    help="Style transfer built on adaptive norms: a photo, a painting, a stylized photo.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for verb in (stylize, report, compare, learn, evaluate, bench, web, info):
+    app.command()(verb)
+app.add_typer(styles_app, name="styles")
+app.add_typer(train_app, name="train")
+app.add_typer(weights_app, name="weights")
+
+
+def main() -> None:
+    """The entry point ``styleapp``."""
+    app()
+
+
+def version_flag(given: bool) -> None:
+    """Print the version and end."""
+    if given:
+        typer.echo(f"styleapp {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[bool, typer.Option("--version", callback=version_flag, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """What all verbs share."""

@@ -1,0 +1,156 @@
+"""The verbs that tell what is there: styles, weights, info; and web."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from styleapp import __version__
+from styleapp.cli.common import (
+    Device,
+    Json,
+    MaxPixels,
+    Precision,
+    errors_told,
+    show,
+)
+from styleapp.errors import OptionError
+
+if TYPE_CHECKING:
+    pass
+
+
+styles_app = typer.Typer(help="The styles that have a name.")
+weights_app = typer.Typer(help="The shipped weight files.", no_args_is_help=True)
+
+
+@styles_app.callback(invoke_without_command=True)
+def styles(context: typer.Context, as_json: Json = False) -> None:
+    """List the built-in styles, and those that were saved."""
+    if context.invoked_subcommand:
+        return
+    with errors_told():
+        from styleapp.weights import Weights
+
+        known = Weights().gallery().styles.values()
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(s) for s in known], ensure_ascii=False))
+        return
+    table = Table("name", "artist", "title", "year", "museum", box=None, pad_edge=False)
+    for s in known:
+        table.add_row(s.name, s.artist, s.title, s.year, s.museum)
+    show(table)
+
+
+@styles_app.command("save")
+def styles_save(
+    painting: Annotated[Path, typer.Argument(help="An image file.")],
+    name: Annotated[str, typer.Option(help="What --style will call it: letters, digits, '.', '_' and '-'.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a style that was saved before.")] = False,
+    device: Device = "auto",
+    precision: Precision = "auto",
+) -> None:
+    """Measure a painting once and keep its code under a name."""
+    with errors_told():
+        from styleapp.allocator import keep_freed_memory
+        from styleapp.pipeline import StyleTransfer
+
+        keep_freed_memory()
+        typer.echo(StyleTransfer(device, precision).save_style(painting, name, overwrite=overwrite))
+
+
+def info(as_json: Json = False) -> None:
+    """Versions, devices, precisions, and where the weights were found."""
+    with errors_told():
+        import platform
+        from importlib.metadata import PackageNotFoundError, version
+
+        import torch
+
+        from styleapp.pipeline import find_precision
+        from styleapp.weights import weights_folder
+
+        def installed(package: str) -> str:
+            try:
+                return version(package)
+            except PackageNotFoundError:
+                return "not installed"
+
+        devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        facts = {
+            "styleapp": __version__,
+            "python": platform.python_version(),
+            **{name: installed(name) for name in ("torch", "torchvision", "pillow", "safetensors", "gradio")},
+            "devices": {name: find_precision("auto", torch.device(name)) for name in devices},
+            "threads": torch.get_num_threads(),
+            "weights": str(weights_folder()),
+        }
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in facts.items():
+        text = ", ".join(f"{k} ({v})" for k, v in value.items()) if isinstance(value, dict) else str(value)
+        table.add_row(name, text)
+    show(table)
+
+
+@weights_app.command("list")
+def weights_list(as_json: Json = False) -> None:
+    """What each weight file is and where it comes from."""
+    with errors_told():
+        from styleapp.weights import Weights
+
+        entries = Weights().entries.values()
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(e) for e in entries]))
+        return
+    table = Table("name", "file", "architecture", "config", "licence", "source", box=None, pad_edge=False)
+    for e in entries:
+        table.add_row(e.name, e.file, e.architecture, json.dumps(e.config), e.licence, e.source)
+    show(table)
+
+
+@weights_app.command("verify")
+def weights_verify(as_json: Json = False) -> None:
+    """Check every weight file against its checksum."""
+    with errors_told():
+        from styleapp.weights import Weights
+
+        result = Weights().verify()
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        for name, error in result.items():
+            typer.echo(f"{name}  {error or 'ok'}")
+    if any(result.values()):
+        raise typer.Exit(1)
+
+
+def web(
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 opens the page to the network.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 7860,
+    max_upload: Annotated[str, typer.Option(help="Largest upload, such as 20mb.")] = "20mb",
+    max_megapixels: MaxPixels = 40,
+    device: Device = "auto",
+    precision: Precision = "auto",
+) -> None:
+    """Open the web page."""
+    with errors_told():
+        try:
+            from styleapp.web import launch
+        except ModuleNotFoundError as error:
+            raise OptionError(f"the web page needs {error.name}: pip install {error.name}") from None
+        from styleapp.allocator import keep_freed_memory
+        from styleapp.pipeline import StyleTransfer
+
+        keep_freed_memory()
+        transfer = StyleTransfer(device, precision, max_pixels=round(max_megapixels * 1e6))
+        launch(transfer, host=host, port=port, max_upload=max_upload)

@@ -248,14 +248,20 @@ class StyleTransfer:
                 "an animation takes the norms adain, adaln, adabn and adagn, and the colors none and luma"
             )
         frames = [self._fitted(frame, options) for frame in film.frames]
-        parts = [
-            measure_content(self.stylizer, f, self._plan(self.stylizer, f, options, keep=False), matching)
-            for f in frames
-        ]
+        parts = [self.measure_content(frame, options, keep=False) for frame in frames]
         shared = Content(merge(*(part.moments for part in parts)))
         style = None if style is None else self.prepare(style, options)
         done = [self.picture(frame, style, options, content=shared, **more) for frame in frames]
         return replace(film, frames=done)
+
+    def measure_content(self, photo: Picture, options: Options, *, keep: bool = True) -> Content:
+        """What the engine finds out about a photo first, to be changed or shared and given to :meth:`picture`.
+
+        Args:
+            keep: its features too, where they fit into memory.
+        """
+        matching = parse_norm(options.norm, self.stylizer.encoder.num_channels)
+        return measure_content(self.stylizer, photo, self._plan(self.stylizer, photo, options, keep=keep), matching)
 
     def prepare(self, style: Style, options: Options) -> Style:
         """The style as what is quickest to use many times: its code, where that is all that is needed of it."""

@@ -20,6 +20,7 @@ from styleapp.cli.common import (
     MaxPixels,
     Precision,
     options_of,
+    progress_bar,
     stderr,
     tell,
 )
@@ -71,6 +72,9 @@ def stylize(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would be done, and do nothing.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Stylize what comes into the folder, until stopped.")] = False,
+    smooth: Annotated[
+        float, typer.Option(min=0, help="Of films: seconds over which the photo's moments are smoothed.")
+    ] = 0.5,
     as_bytes: Annotated[
         bool, typer.Option("--bytes", help="With CONTENT -: one image on standard input; with -o - to standard output.")
     ] = False,
@@ -99,7 +103,8 @@ def stylize(
         sources: list[Path | bytes] = [sys.stdin.buffer.read()] if as_bytes else [Path(text) for text in content]
         with standard_output(out, fmt, as_bytes) as place:
             wanted = dataclasses.replace(wanted, out=place, to_stdout=out == "-")
-            stylize_named(wanted, settings, sources, parse_weights(weights, len(style)), regions, alpha_map)
+            shares = parse_weights(weights, len(style))
+            stylize_named(wanted, settings, sources, shares, regions, alpha_map, smooth)
         return
     if regions or alpha_map or weights or as_bytes:
         raise OptionError("--region, --alpha-map, --weights and --bytes are for photos that are named, not for folders")
@@ -138,10 +143,12 @@ def stylize_named(
     shares: list[float],
     regions: list[tuple[str, str, float]],
     alpha_map: Path | None,
+    smooth: float,
 ) -> None:
-    """Photos that are named one by one, with all controls."""
+    """Photos and films that are named one by one, with all controls."""
     from styleapp.allocator import keep_freed_memory
     from styleapp.files import check_output
+    from styleapp.video import VIDEOS
 
     style, options = wanted.style, settings.options
     names = [*style, *(name for _, name, _ in regions)]
@@ -150,8 +157,12 @@ def stylize_named(
     targets = [output_path(Path(text), names, place, several=several, fmt=wanted.fmt) for text in wanted.content]
     if len(set(targets)) < len(targets):
         raise OptionError("two photos of the same name would be written to the same file; stylize them apart")
-    for target in targets:
-        check_output(target, wanted.overwrite)
+    films = {text for text in wanted.content if Path(text).suffix.lower() in VIDEOS}
+    if films and (regions or alpha_map):
+        raise OptionError("--region and --alpha-map are for photos, not for films")
+    for text, target in zip(wanted.content, targets, strict=True):
+        if text not in films:
+            check_output(target, wanted.overwrite)
 
     from styleapp.pipeline import StyleTransfer
 
@@ -168,7 +179,10 @@ def stylize_named(
     to_stdout = wanted.to_stdout
     for photo, source, target in zip(wanted.content, sources, targets, strict=True):
         try:
-            size, seconds, notes = stylize_file(transfer, source, target, base, options, more, settings.quality)
+            if photo in films:
+                size, seconds, notes = stylize_film(transfer, Path(photo), target, base, settings, smooth, wanted)
+            else:
+                size, seconds, notes = stylize_file(transfer, source, target, base, options, more, settings.quality)
         except StyleError as error:
             failed = tell(error)
             if wanted.as_json:
@@ -196,6 +210,42 @@ def stylize_named(
             typer.echo(f"{target}  {size[1]}x{size[0]}  {where}")
     if failed:
         raise typer.Exit(failed)
+
+
+def stylize_film(
+    transfer: StyleTransfer,
+    film: Path,
+    target: Path,
+    style: Any,
+    settings: Settings,
+    smooth: float,
+    wanted: Wanted,
+) -> tuple[tuple[int, int], dict[str, float], list[str]]:
+    """As :func:`stylize_file` for a film; Ctrl-C and SIGTERM end it after the frame in hand."""
+    from styleapp.batch import stopping
+    from styleapp.video import Stopped, stylize_video
+
+    start = time.perf_counter()
+    with stopping() as stopped, progress_bar(film.name) as advance:
+        try:
+            made = stylize_video(
+                transfer,
+                film,
+                target,
+                style,
+                settings.options,
+                smooth=smooth,
+                quality=settings.quality,
+                overwrite=wanted.overwrite,
+                progress=advance,
+                stop=stopped,
+            )
+        except Stopped as stop:
+            stderr.print(f"{film}: {stop}", markup=False)
+            raise typer.Exit(128 + stopped()) from None
+    seconds = time.perf_counter() - start
+    note = f"{made.frames} frames" + (f", {made.before} of them done before" if made.before else "")
+    return made.size, {"stylize": seconds}, [f"{note}; {(made.frames - made.before) / seconds:.2f} frames/s"]
 
 
 def stylize_file(
@@ -269,8 +319,11 @@ def parse_weights(text: str, count: int) -> list[float]:
 def output_path(photo: Path, styles: list[str], out: Path | None, *, several: bool, fmt: str = "") -> Path:
     """Where the stylized ``photo`` goes: ``out`` itself, or photo-style.suffix in the folder ``out``."""
     from styleapp.files import SUFFIXES
+    from styleapp.video import OUTPUTS, VIDEOS
 
-    suffix = photo.suffix if photo.suffix.lower() in SUFFIXES else ".png"
+    suffix = photo.suffix if photo.suffix.lower() in (*SUFFIXES, *OUTPUTS) else ".png"
+    if photo.suffix.lower() in VIDEOS and suffix == ".png":
+        suffix = ".mp4"
     if fmt:
         suffix = f".{fmt.lower().lstrip('.')}"
         if suffix not in SUFFIXES:

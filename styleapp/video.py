@@ -1,0 +1,348 @@
+"""Films: frame by frame through the engine, with moments that are smoothed over time so that nothing pumps.
+
+A film is done in segments of some seconds, each written whole or not at all beside the target; a run that was stopped
+goes on after the last one. At the end they are joined, without coding again, with the sound of the original.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from styleapp.controls import parse_norm
+from styleapp.errors import ImageError, OptionError, StyleError
+from styleapp.files import atomic_path, check_output
+from styleapp.images import Picture, to_pil
+from styleapp.norms import Moments
+from styleapp.options import Options
+from styleapp.pipeline import Style, StyleTransfer
+from styleapp.weights import sha256
+
+if TYPE_CHECKING:
+    import av
+
+__all__ = ["OUTPUTS", "VIDEOS", "Film", "Smoother", "Stopped", "stylize_frames", "stylize_video"]
+
+VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts")
+OUTPUTS = (".mp4", ".mov", ".mkv")
+CUT = 0.12
+"""Mean difference of two frames, in [0,1] at 16 x 16 pixels, above which they are taken to be of two scenes, if it is
+also several times the difference before: a fast pan differs as much, but steadily."""
+
+
+class Stopped(StyleError):  # noqa: N818 - it is no error
+    """The run was asked to stop; what is done is kept."""
+
+
+@dataclass(frozen=True)
+class Film:
+    """What was made.
+
+    Attributes:
+        frames: in the film.
+        before: of them, how many an earlier run had made.
+        size: (height, width).
+    """
+
+    frames: int
+    before: int
+    size: tuple[int, int]
+
+
+class Smoother:
+    """Moments that follow those of the frames with a delay: s ← s + (m - s) · (1 - exp(-Δt / τ)).
+
+    At a cut they are those of the new frame at once.
+
+    Args:
+        seconds: τ; 0 for each frame's own moments.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.state: dict[str, Tensor] = {}
+
+    def __call__(self, found: Moments, rgb: Tensor, time: float) -> Moments:
+        """The moments to be used for a frame.
+
+        Args:
+            found: its own.
+            rgb: (1, 3, H, W) in [0,1], to see cuts.
+            time: in seconds.
+        """
+        small = F.adaptive_avg_pool2d(rgb, 16)
+        new = {"mean": found.mean, "var": found.var, "small": small, "time": torch.tensor([time], dtype=torch.float64)}
+        change = float((small - self.state["small"]).abs().mean()) if self.state else 0.0
+        new["change"] = torch.tensor([change])
+        cut = not self.state or (change > CUT and change > 3 * float(self.state["change"]))
+        if not cut and self.seconds > 0:
+            share = 1 - math.exp(-max(0.0, time - float(self.state["time"])) / self.seconds)
+            for name in ("mean", "var"):
+                new[name] = self.state[name] + (new[name] - self.state[name]) * share
+        self.state = new
+        return Moments(found.count, new["mean"], new["var"])
+
+
+def stylize_frames(
+    transfer: StyleTransfer,
+    frames: Iterable[tuple[float, Picture]],
+    style: Style,
+    options: Options,
+    smoother: Smoother,
+) -> Iterator[Picture]:
+    """Frames, with their times in seconds, in a style; one after another, so that memory does not grow.
+
+    Raises:
+        OptionError: for what an animation does not take, see :meth:`StyleTransfer.animate`.
+    """
+    check_options(transfer, options)
+    prepared = transfer.prepare(style, options)
+    for time, frame in frames:
+        photo = transfer.fit(frame, options)
+        content = transfer.measure_content(photo, options)
+        steady = smoother(content.moments, photo.rgb, time)
+        yield transfer.picture(photo, prepared, options, content=replace(content, moments=steady))
+
+
+def check_options(transfer: StyleTransfer, options: Options) -> None:
+    """Refuse what looks at one picture alone.
+
+    Raises:
+        OptionError: for norms with more than one set of moments, and for colours that are matched to each frame.
+    """
+    matching = parse_norm(options.norm, transfer.stylizer.encoder.num_channels)
+    if matching.kind != "moments" or options.norm in ("cin", "in") or options.color not in ("none", "luma"):
+        raise OptionError("a film takes the norms adain, adaln, adabn and adagn, and the colors none and luma")
+
+
+def stylize_video(
+    transfer: StyleTransfer,
+    source: Path,
+    target: Path,
+    style: Style,
+    options: Options,
+    *,
+    smooth: float = 0.5,
+    quality: int = 95,
+    segment_seconds: float = 5.0,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    stop: Callable[[], Any] = lambda: False,
+) -> Film:
+    """A film in a style: frame times, sound, rotation and colour space are kept. Given again, it goes on.
+
+    Args:
+        target: .mp4, .mov or .mkv.
+        smooth: seconds over which moments are smoothed.
+        quality: 1 to 100; 95 is hardly to be told from the uncoded pictures.
+        segment_seconds: what a kill loses at most.
+        progress: called with frames done and in all (0 where the file does not say).
+        stop: asked after each frame.
+
+    Raises:
+        ImageError: for a film that cannot be read or written.
+        OptionError: if PyAV is not installed, or for options that a film does not take.
+        Stopped: if ``stop`` said so.
+    """
+    try:
+        import av
+    except ImportError:
+        raise OptionError("films need PyAV; pip install 'styleapp[video]'") from None
+    if target.suffix.lower() not in OUTPUTS:
+        raise OptionError(f"{target}: a film is written as {', '.join(OUTPUTS)}")
+    if target.is_dir() or (target.exists() and not overwrite):
+        raise ImageError(f"{target}: exists already; --overwrite replaces it")
+    check_output(target.with_suffix(".png").with_name(f"{target.name}.png"), overwrite=True)  # the folder
+    if not source.is_file():
+        raise ImageError(f"{source}: no such file")
+    check_options(transfer, options)
+    work = target.with_name(f".styleapp-{target.name}")
+    try:
+        return _in_segments(
+            av, transfer, source, target, style, options, smooth, quality, segment_seconds, work, progress, stop
+        )
+    except av.error.FFmpegError as error:
+        raise ImageError(f"{source}: cannot be made into a film ({error.strerror or error})") from None
+    except OSError as error:
+        raise ImageError(f"{target}: cannot be written ({error.strerror or error})") from None
+
+
+def _in_segments(
+    av: Any,
+    transfer: StyleTransfer,
+    source: Path,
+    target: Path,
+    style: Style,
+    options: Options,
+    smooth: float,
+    quality: int,
+    segment_seconds: float,
+    work: Path,
+    progress: Callable[[int, int], None],
+    stop: Callable[[], Any],
+) -> Film:
+    code = transfer.code(style, options.style_size, options.norm)
+    numbers = torch.cat([code.gamma, code.beta]).float().cpu().numpy().tobytes()
+    settings = [asdict(options), smooth, quality, segment_seconds, transfer.precision]
+    key = json.dumps([sha256(source), *settings, transfer.checksum_of(options.norm)])
+    _keep_if(work, hashlib.sha256(key.encode() + numbers).hexdigest())
+    segments: list[Path] = []
+    smoother = Smoother(smooth)
+    count, before, size = 0, 0, (0, 0)
+    with av.open(str(source)) as film:
+        if not film.streams.video:
+            raise ImageError(f"{source}: has no pictures in it")
+        stream = film.streams.video[0]
+        stream.thread_type = "AUTO"
+        total = stream.frames
+        for frames in _grouped(film.decode(stream), segment_seconds):
+            path = work / f"{len(segments):06}.nut"
+            if path.exists():
+                before += len(frames)
+                smoother.state = load_file(path.with_suffix(".safetensors"))
+            else:
+                _write_segment(av, path, transfer, frames, stream, style, options, smoother, quality, stop, work)
+            count += len(frames)
+            segments.append(path)
+            progress(count, total)
+        if not segments:
+            raise ImageError(f"{source}: has no pictures in it")
+        with av.open(str(segments[0])) as first:
+            size = first.streams.video[0].height, first.streams.video[0].width
+        with atomic_path(target) as temporary:
+            _join(av, segments, source, temporary)
+    shutil.rmtree(work)
+    return Film(count, before, size)
+
+
+def _keep_if(work: Path, key: str) -> None:
+    """Begin anew unless the segments that are there were made of the same film with the same settings."""
+    note = work / "made-of"
+    if not note.exists() or note.read_text() != key:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        note.write_text(key)
+
+
+def _grouped(frames: Iterable[av.VideoFrame], seconds: float) -> Iterator[list[av.VideoFrame]]:
+    """Frames, still coded in their own colour space, in groups of so many seconds."""
+    group: list[av.VideoFrame] = []
+    for frame in frames:
+        if group and float(frame.time or 0) - float(group[0].time or 0) >= seconds:
+            yield group
+            group = []
+        group.append(frame)
+    if group:
+        yield group
+
+
+def _write_segment(
+    av: Any,
+    path: Path,
+    transfer: StyleTransfer,
+    frames: list[av.VideoFrame],
+    stream: Any,
+    style: Style,
+    options: Options,
+    smoother: Smoother,
+    quality: int,
+    stop: Callable[[], Any],
+    work: Path,
+) -> None:
+    """One segment in NUT, which keeps every time base."""
+    temporary = work / "unfinished"
+    space = _space(frames[0])
+    pictures = ((float(f.time or 0), _picture(f, space)) for f in frames)
+    with av.open(str(temporary), "w", format="nut") as out:
+        coder = None
+        for frame, picture in zip(frames, stylize_frames(transfer, pictures, style, options, smoother), strict=True):
+            if coder is None:
+                coder = _coder(av, out, stream, picture.size, space, quality)
+            coded = av.VideoFrame.from_ndarray(np.asarray(to_pil(picture).convert("RGB")), format="rgb24")
+            coded = coded.reformat(
+                format=coder.pix_fmt, dst_colorspace=space[0], src_color_range=2, dst_color_range=1
+            )  # full range to that of television
+            coded.pts, coded.time_base = frame.pts, stream.time_base
+            for packet in coder.encode(coded):
+                out.mux(packet)
+            if stop():
+                raise Stopped("stopped; the same command goes on")
+        assert coder is not None
+        for packet in coder.encode(None):
+            out.mux(packet)
+    with atomic_path(path.with_suffix(".safetensors")) as state:
+        save_file({k: v.cpu().contiguous() for k, v in smoother.state.items()}, state)
+    temporary.replace(path)
+
+
+def _space(frame: av.VideoFrame) -> tuple[int, int]:
+    """(swscale's, the standard's) number of the colour matrix; where the file does not say, by the height."""
+    if frame.colorspace in (1, 5, 6, 9):
+        return {1: (1, 1), 5: (5, 5), 6: (5, 6), 9: (9, 9)}[frame.colorspace]
+    return (1, 1) if frame.height >= 720 else (5, 6)
+
+
+def _picture(frame: av.VideoFrame, space: tuple[int, int]) -> Picture:
+    """RGB, upright."""
+    rgb = frame.reformat(format="rgb24", src_colorspace=space[0], dst_color_range=2).to_ndarray()
+    upright = np.ascontiguousarray(np.rot90(rgb, round(frame.rotation / 90)))
+    return Picture(torch.from_numpy(upright).permute(2, 0, 1)[None])
+
+
+def _coder(av: Any, out: Any, stream: Any, size: tuple[int, int], space: tuple[int, int], quality: int) -> Any:
+    """H.264, 4:2:0 where the size allows it."""
+    crf = 18 + (95 - quality) * 0.4
+    asked = {"crf": f"{crf:.1f}", "bf": "0"}  # without B-frames no segment begins before its first picture
+    coder = out.add_stream("libx264", rate=stream.average_rate or Fraction(25), options=asked)
+    coder.height, coder.width = size
+    coder.pix_fmt = "yuv420p" if size[0] % 2 == 0 and size[1] % 2 == 0 else "yuv444p"
+    coder.time_base = coder.codec_context.time_base = stream.time_base
+    coder.codec_context.flags |= av.codec.context.Flags.global_header
+    coder.codec_context.color_range, coder.codec_context.colorspace = 1, space[1]
+    coder.codec_context.color_primaries = coder.codec_context.color_trc = space[1]
+    if stream.sample_aspect_ratio:
+        coder.codec_context.sample_aspect_ratio = stream.sample_aspect_ratio
+    return coder
+
+
+def _join(av: Any, segments: list[Path], source: Path, target: Path) -> None:
+    """The segments one after another and the sound of the original, as they are coded."""
+    with av.open(str(target), "w", format=_FORMATS[target.suffix.lower()]) as out, av.open(str(source)) as original:
+        with av.open(str(segments[0])) as first:
+            video = out.add_stream_from_template(first.streams.video[0])
+        sounds = {s.index: out.add_stream_from_template(s) for s in original.streams.audio}
+
+        def pictures() -> Iterator[Any]:
+            for path in segments:
+                with av.open(str(path)) as segment:
+                    for packet in segment.demux(video=0):
+                        if packet.dts is not None:
+                            packet.stream = video
+                            yield packet
+
+        def sound() -> Iterator[Any]:
+            if sounds:
+                for packet in original.demux(list(original.streams.audio)):
+                    if packet.dts is not None:
+                        packet.stream = sounds[packet.stream.index]
+                        yield packet
+
+        for packet in heapq.merge(pictures(), sound(), key=lambda p: float(p.dts * p.time_base)):
+            out.mux(packet)
+
+
+_FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}

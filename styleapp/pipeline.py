@@ -170,16 +170,19 @@ class StyleTransfer:
         Photos of equal size go through the network at once, which keeps a GPU busy, where they fit into memory and
         the options ask for nothing that looks at one photo alone; others one after another.
         """
-        first = photos[0]
+        if self.fits_at_once(photos, options):
+            return self._at_once(self.network(options.norm), photos, styles, options)
+        return [self.picture(photo, style, options) for photo, style in zip(photos, styles, strict=True)]
+
+    def fits_at_once(self, photos: Sequence[Picture], options: Options) -> bool:
+        """Whether several photos can go through the network as one batch."""
+        first, count = photos[0], len(photos)
         plain = options.norm in ("adain", "cin") and options.color == "none" and options.alpha > 0
         alike = all(p.pixels.shape == first.pixels.shape for p in photos)
-        if len(photos) > 1 and plain and alike and options.tile in ("auto", "off"):
-            stylizer = self.network(options.norm)
-            (height, width), count = first.size, len(photos)
-            plan = self._plan(stylizer, first, options, keep=True, count=count)
-            if plan.tile[0] >= height * count and plan.tile[1] >= width:
-                return self._at_once(stylizer, photos, styles, options)
-        return [self.picture(photo, style, options) for photo, style in zip(photos, styles, strict=True)]
+        if count == 1 or not plain or not alike or options.tile not in ("auto", "off"):
+            return False
+        plan = self._plan(self.network(options.norm), first, options, keep=True, count=count)
+        return plan.tile[0] >= first.size[0] * count and plan.tile[1] >= first.size[1]
 
     def _at_once(
         self, stylizer: Stylizer, photos: Sequence[Picture], styles: Sequence[Style], options: Options

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import itertools
 import json
 import math
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
@@ -26,8 +28,9 @@ from torch.nn import functional as F
 from styleapp.controls import parse_norm
 from styleapp.errors import ImageError, OptionError, StyleError
 from styleapp.files import atomic_path, check_output
-from styleapp.images import Picture, to_pil
-from styleapp.norms import Moments
+from styleapp.images import Picture, quantized, to_pil
+from styleapp.models import StyleCode
+from styleapp.norms import Moments, moments
 from styleapp.options import Options
 from styleapp.pipeline import Style, StyleTransfer
 from styleapp.weights import sha256
@@ -103,19 +106,52 @@ def stylize_frames(
     style: Style,
     options: Options,
     smoother: Smoother,
+    batch_size: int = 0,
 ) -> Iterator[Picture]:
-    """Frames, with their times in seconds, in a style; one after another, so that memory does not grow.
+    """Frames, with their times in seconds, in a style, in order; a few at a time, so that memory does not grow.
+
+    Args:
+        batch_size: frames that go through the network at once; 0 for what suits the device.
 
     Raises:
         OptionError: for what an animation does not take, see :meth:`StyleTransfer.animate`.
     """
     check_options(transfer, options)
-    prepared = transfer.prepare(style, options)
-    for time, frame in frames:
-        photo = transfer.fit(frame, options)
-        content = transfer.measure_content(photo, options)
-        steady = smoother(content.moments, photo.rgb, time)
-        yield transfer.picture(photo, prepared, options, content=replace(content, moments=steady))
+    code = transfer.code(style, options.style_size, options.norm).to(transfer.device)
+    count = batch_size or (8 if transfer.device.type == "cuda" else 1)
+    source = iter(frames)
+    while some := list(itertools.islice(source, count)):
+        photos = [transfer.fit(frame, options) for _, frame in some]
+        times = [time for time, _ in some]
+        if len(photos) > 1 and transfer.fits_at_once(photos, options) and options.norm == "adain":
+            yield from _at_once(transfer, times, photos, code, options, smoother)
+            continue
+        for time, photo in zip(times, photos, strict=True):
+            content = transfer.measure_content(photo, options)
+            steady = smoother(content.moments, photo.rgb, time)
+            yield transfer.picture(photo, code, options, content=replace(content, moments=steady))
+
+
+@torch.inference_mode()
+def _at_once(
+    transfer: StyleTransfer,
+    times: list[float],
+    photos: list[Picture],
+    code: StyleCode,
+    options: Options,
+    smoother: Smoother,
+) -> list[Picture]:
+    """Frames of one size, each normalised with its smoothed moments."""
+    network = transfer.stylizer
+    image = torch.cat([photo.rgb for photo in photos]).to(transfer.device, memory_format=torch.channels_last)
+    features = network.encoder(image)
+    steady = [smoother(moments(features[i : i + 1]), image[i : i + 1], time) for i, time in enumerate(times)]
+    shared = Moments(steady[0].count, torch.cat([m.mean for m in steady]), torch.cat([m.var for m in steady]))
+    result = network.decode(network.apply_code(features, code, options.alpha, shared), image)
+    if options.alpha < 1:
+        result += (1 - options.alpha) * (image - network.decode(features, image))
+    pixels = quantized(result, photos[0].pixels.dtype).cpu()
+    return [replace(photo, pixels=p) for photo, p in zip(photos, pixels.split(1), strict=True)]
 
 
 def check_options(transfer: StyleTransfer, options: Options) -> None:
@@ -209,14 +245,15 @@ def _in_segments(
         stream = film.streams.video[0]
         stream.thread_type = "AUTO"
         total = stream.frames
-        for frames in _grouped(film.decode(stream), segment_seconds):
+        for _, frames in itertools.groupby(film.decode(stream), lambda f: int(float(f.time or 0) // segment_seconds)):
             path = work / f"{len(segments):06}.nut"
             if path.exists():
-                before += len(frames)
+                some = sum(1 for _ in frames)
+                before += some
                 smoother.state = load_file(path.with_suffix(".safetensors"))
             else:
-                _write_segment(av, path, transfer, frames, stream, style, options, smoother, quality, stop, work)
-            count += len(frames)
+                some = _write_segment(av, path, transfer, frames, stream, style, options, smoother, quality, stop, work)
+            count += some
             segments.append(path)
             progress(count, total)
         if not segments:
@@ -238,23 +275,11 @@ def _keep_if(work: Path, key: str) -> None:
         note.write_text(key)
 
 
-def _grouped(frames: Iterable[av.VideoFrame], seconds: float) -> Iterator[list[av.VideoFrame]]:
-    """Frames, still coded in their own colour space, in groups of so many seconds."""
-    group: list[av.VideoFrame] = []
-    for frame in frames:
-        if group and float(frame.time or 0) - float(group[0].time or 0) >= seconds:
-            yield group
-            group = []
-        group.append(frame)
-    if group:
-        yield group
-
-
 def _write_segment(
     av: Any,
     path: Path,
     transfer: StyleTransfer,
-    frames: list[av.VideoFrame],
+    frames: Iterator[av.VideoFrame],
     stream: Any,
     style: Style,
     options: Options,
@@ -262,31 +287,37 @@ def _write_segment(
     quality: int,
     stop: Callable[[], Any],
     work: Path,
-) -> None:
-    """One segment in NUT, which keeps every time base."""
+) -> int:
+    """One segment in NUT, which keeps every time base; how many frames it has."""
     temporary = work / "unfinished"
-    space = _space(frames[0])
-    pictures = ((float(f.time or 0), _picture(f, space)) for f in frames)
+    first = next(frames)
+    space, stamps, count = _space(first), deque[int](), 0
+
+    def pictures() -> Iterator[tuple[float, Picture]]:
+        for frame in itertools.chain([first], frames):
+            stamps.append(frame.pts)
+            yield float(frame.time or 0), _picture(frame, space)
+
     with av.open(str(temporary), "w", format="nut") as out:
         coder = None
-        for frame, picture in zip(frames, stylize_frames(transfer, pictures, style, options, smoother), strict=True):
+        for picture in stylize_frames(transfer, pictures(), style, options, smoother):
             if coder is None:
                 coder = _coder(av, out, stream, picture.size, space, quality)
             coded = av.VideoFrame.from_ndarray(np.asarray(to_pil(picture).convert("RGB")), format="rgb24")
             coded = coded.reformat(
                 format=coder.pix_fmt, dst_colorspace=space[0], src_color_range=2, dst_color_range=1
             )  # full range to that of television
-            coded.pts, coded.time_base = frame.pts, stream.time_base
-            for packet in coder.encode(coded):
-                out.mux(packet)
+            coded.pts, coded.time_base = stamps.popleft(), stream.time_base
+            out.mux(coder.encode(coded))
+            count += 1
             if stop():
                 raise Stopped("stopped; the same command goes on")
         assert coder is not None
-        for packet in coder.encode(None):
-            out.mux(packet)
+        out.mux(coder.encode(None))
     with atomic_path(path.with_suffix(".safetensors")) as state:
         save_file({k: v.cpu().contiguous() for k, v in smoother.state.items()}, state)
     temporary.replace(path)
+    return count
 
 
 def _space(frame: av.VideoFrame) -> tuple[int, int]:

@@ -126,6 +126,16 @@ def test_a_slow_pan_flickers_less_than_with_each_frames_own_moments(transfer):
     assert flicker(0.5) < 0.7 * flicker(0.0)
 
 
+@pytest.mark.parametrize("alpha", [1.0, 0.6])
+def test_batches_are_as_single_frames(transfer, alpha):
+    frames, options = pictures(pan(7)), Options(style_size=64, alpha=alpha)
+    one, many = (
+        list(stylize_frames(transfer, frames, "great-wave", options, Smoother(0.5), batch_size=n)) for n in (1, 3)
+    )
+    assert len(one) == len(many) == 7
+    assert max(float((a.rgb - b.rgb).abs().max()) for a, b in zip(one, many, strict=True)) <= 1.01 / 255
+
+
 def test_a_cut_resets_the_moments(transfer):
     a, b = (np.asarray(noise(64, 64, seed=s)) for s in (1, 2))
     b = 255 - a // 2

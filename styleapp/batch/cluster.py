@@ -50,6 +50,7 @@ def run_ray(settings: Settings, tasks: Iterable[Task | None], *, workers: int = 
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise OptionError(f"no Ray cluster at {address!r}: {error}") from None
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     have = ray.cluster_resources()  # type: ignore[no-untyped-call]
     gpus, cores = int(have.get("GPU", 0)), int(have.get("CPU", 1))

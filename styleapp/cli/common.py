@@ -85,12 +85,24 @@ def options_of(cls: type, into: str = "options") -> Callable[[Callable[..., None
 
 
 @contextmanager
-def progress_bar(text: str) -> Iterator[Callable[[int, int], None]]:
-    """Call with (done, total). A bar on a terminal, nothing elsewhere."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+def progress_bar(text: str) -> Iterator[Callable[..., None]]:
+    """Call with (done, total) and perhaps a note. A bar with speed and time left on a terminal, nothing elsewhere."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", style="red"),
+    )
     with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
-        task = bar.add_task(text, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task = bar.add_task(text, total=None, speed="", note="")
+
+        def advance(done: int, total: int, note: str = "") -> None:
+            speed = bar.tasks[0].speed or bar.tasks[0].finished_speed
+            bar.update(task, completed=done, total=total or None, speed=f"{speed:.2f}/s" if speed else "", note=note)
+
+        yield advance
 
 
 def show(table: Table) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +18,7 @@ from styleapp.errors import OptionError
 from styleapp.options import BatchOptions
 
 if TYPE_CHECKING:
-    from styleapp.batch import Done, Job, Settings
+    from styleapp.batch import Done, Job, Journal, Settings
     from styleapp.batch.run import Engine
     from styleapp.pipeline import StyleTransfer
 
@@ -81,7 +81,7 @@ def stylize_many(wanted: Wanted, settings: Settings, many: BatchOptions, *, dry_
         return
     transfer, name = prepared(settings, jobs)
     with Journal(folder, name) as journal, stopping() as stopped:
-        failures = work_through(wanted, settings, many, jobs, journal, stopped, engine_of(settings, many, transfer))
+        failures = work_through(wanted, many, jobs, journal, stopped, engine_of(settings, many, transfer))
     if stopped():
         raise typer.Exit(128 + stopped())
     if failures:
@@ -169,7 +169,14 @@ def engine_of(settings: Settings, many: BatchOptions, transfer: StyleTransfer) -
     return lambda tasks: run_processes(each, (task for task in tasks if task is not None))
 
 
-def work_through(wanted, settings, many, jobs, journal, stopped, engine) -> list[Done]:  # type: ignore[no-untyped-def]
+def work_through(
+    wanted: Wanted,
+    many: BatchOptions,
+    jobs: Sequence[Job],
+    journal: Journal,
+    stopped: Callable[[], int],
+    engine: Engine,
+) -> list[Done]:
     """Do the jobs and tell each outcome; the failures."""
     from styleapp.batch import run_jobs
 
@@ -185,7 +192,7 @@ def work_through(wanted, settings, many, jobs, journal, stopped, engine) -> list
         for done in run_jobs(engine, jobs, journal, overwrite=wanted.overwrite, stop=enough):
             kind = "failed" if done.error else "skipped" if done.skipped else "done"
             counts[kind] += 1
-            advance(sum(counts.values()), len(jobs))
+            advance(sum(counts.values()), len(jobs), f"{counts['failed']} failed" if counts["failed"] else "")
             if done.error:
                 failures.append(done)
                 stderr.print(f"error: {done.error}", markup=False)
@@ -247,7 +254,7 @@ def watch_folder(wanted: Wanted, settings: Settings, many: BatchOptions) -> None
             new = [j for j, state in found.items() if seen.get(str(j.target)) != state]
             seen |= {str(j.target): state for j, state in found.items()}
             if new:
-                work_through(wanted, settings, many, new, journal, stopped, engine)
+                work_through(wanted, many, new, journal, stopped, engine)
             if stopped():
                 raise typer.Exit(128 + stopped())
             next(changes, None)

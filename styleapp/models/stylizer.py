@@ -76,9 +76,8 @@ class StyleCode:
             raise ValueError("at least one weight must differ from 0")
         if len(terms) == 1 and terms[0][1] == 1:
             return terms[0][0]
-        gamma = torch.stack([w * code.gamma for code, w in terms]).sum(0)
-        beta = torch.stack([w * code.beta for code, w in terms]).sum(0)
-        return StyleCode(gamma, beta)
+        gamma, beta = ([w * getattr(code, name) for code, w in terms] for name in ("gamma", "beta"))
+        return StyleCode(sum(gamma[1:], gamma[0]), sum(beta[1:], beta[0]))
 
 
 def code_from_moments(m: Moments, eps: float = EPS) -> StyleCode:

@@ -2,12 +2,14 @@
 # The whole list of work for a GPU, in pieces of under ten minutes. Each piece goes on where the last one stopped.
 #
 #   scripts/gpu.sh train [MINUTES]   the release decoder: full width, 60,000 steps of 16 pairs at 256 px
+#   scripts/gpu.sh cin [MINUTES]     the CIN network: 24 paintings, 30,000 steps; after the decoder, from which it starts
+#   scripts/gpu.sh in [MINUTES]      IN networks for three paintings, 10,000 steps each, from the CIN network
 #   scripts/gpu.sh evaluate          losses of what lies in runs/, on data/eval
 #   scripts/gpu.sh test              the tests (without the web page, which needs gradio)
 #   scripts/gpu.sh bench             timings to benchmarks/
 #   scripts/gpu.sh all [MINUTES]     one after the other
 #
-# DATA (default: data) holds train/content, train/style, eval/content, eval/style; RUNS (default: runs) takes
+# DATA (default: data) holds train/content, train/style, eval/content, eval/style, gallery; RUNS (default: runs) takes
 # checkpoints and results: keep it between the pieces. TOY=1 runs the same list in a minute on a CPU.
 # Needs torch, torchvision, pillow, safetensors, typer and rich; nothing is installed or downloaded.
 set -euo pipefail
@@ -17,9 +19,12 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 mkdir -p "$RUNS"
 
 if [ -n "$TOY" ]; then
-    DEVICE=auto TRAIN=(--width 0.0625 --steps 3 --batch-size 2 --pairs 1 --size 32) SIZES=(32) RUNS_TIMED=1 EVAL=32
+    DEVICE=auto TRAIN=(--width 0.0625 --steps 3 --batch-size 2 --pairs 1 --size 32)
+    CIN=(--width 0.0625 --steps 3 --batch-size 1 --pairs 1 --size 32 --style-size 32) IN=("${CIN[@]}") SIZES=(32) RUNS_TIMED=1 EVAL=32
 else
     DEVICE=cuda TRAIN=(--width 1 --steps 60000 --batch-size 8 --pairs 2 --size 256 --lr 1e-3 --identity-weight 100 --compile)
+    CIN=(--width 1 --steps 30000 --batch-size 8 --pairs 2 --size 256 --lr 6e-4 --identity-weight 100 --compile)
+    IN=(--width 1 --steps 10000 --batch-size 8 --pairs 1 --size 256 --lr 4e-4 --identity-weight 100 --compile)
     SIZES=(256 512 1024 2048) RUNS_TIMED=20 EVAL=512
 fi
 OUT=$RUNS/adain_decoder.safetensors
@@ -27,6 +32,20 @@ OUT=$RUNS/adain_decoder.safetensors
 train() {
     "$PYTHON" -m styleapp train adain --content "$DATA/train/content" --style "$DATA/train/style" --out "$OUT" \
         --device "$DEVICE" --minutes "${1:-8.5}" --sample-minutes 4 "${TRAIN[@]}"
+}
+
+cin() {
+    "$PYTHON" -m styleapp train cin --content "$DATA/train/content" --gallery "$DATA/gallery" --out "$RUNS/cin.safetensors" \
+        --init "$OUT" --device "$DEVICE" --minutes "${1:-8.5}" --sample-minutes 4 "${CIN[@]}"
+}
+
+instance() {
+    local style
+    for style in great-wave wheat-field the-visit; do
+        "$PYTHON" -m styleapp train cin --content "$DATA/train/content" --gallery "$DATA/gallery" --style "$style" \
+            --out "$RUNS/in_$style.safetensors" --init "$RUNS/cin.safetensors" --device "$DEVICE" \
+            --minutes "${1:-3}" --sample-minutes 4 "${IN[@]}"
+    done
 }
 
 evaluate() {
@@ -50,14 +69,17 @@ bench() {
     for size in "${SIZES[@]}"; do sizes+=(--size "$size"); done
     "$PYTHON" -m styleapp bench --device "$DEVICE" "${sizes[@]}" --runs "$RUNS_TIMED" --stages --peers --json |
         tee "$RUNS/bench.json"
+    "$PYTHON" scripts/bench_batch.py --device "$DEVICE" --count "$((RUNS_TIMED * 10))" | tee "$RUNS/batch.json"
     "$PYTHON" scripts/bench_norms.py --device "$DEVICE" --turns "$((RUNS_TIMED * 4 + 1))" | tee "$RUNS/norms.json"
 }
 
 case ${1:-} in
     train) train "${2:-}" ;;
     evaluate) evaluate ;;
+    cin) cin "${2:-}" ;;
+    in) instance "${2:-}" ;;
     test) run_tests ;;
     bench) bench ;;
-    all) train "${2:-}" && evaluate && run_tests && bench ;;
+    all) train "${2:-}" && cin "${2:-}" && instance "${2:-}" && evaluate && run_tests && bench ;;
     *) sed -n '2,/^set /{/^#/p}' "$0" && exit 2 ;;
 esac

@@ -34,6 +34,10 @@ def table() -> str:
     name = biggest["photo"].replace("x", " × ")
     what = f"{biggest['seconds']:.0f} s, {biggest['peak_rss_mb'] / 1000:.2f} GB at most"
     rows.append((f"{name}, `--max-memory 2GB`, whole process", what, "`python scripts/bench_large.py`"))
+    batch = load("batch")
+    one = batch["one_process"]
+    text = f"{one['images_per_second']:.2f} photos/s, {one['of_bare']:.2f} of the bare network's"
+    rows.append(("a folder of JPEG, 512 × 512, in and out", text, "`python scripts/bench_batch.py`"))
     stock = [r for r in norms["norms"] if r["stock"] and r["layout"] == "contiguous"]
     ratios = [r[k]["ratio"] for r in stock for k in ("forward", "forward_backward")]
     rows.append(

@@ -123,7 +123,7 @@ def compare(
         replace(options, norm=method)  # an unknown one is told before anything is done
     image = photo.rgb.to(transfer.device, memory_format=torch.channels_last)
     features = transfer.stylizer.encoder(image)
-    transfer.picture(photo, transfer.code(styles[0], options.style_size), replace(options, norm="adain"))  # warm-up
+    transfer.picture(photo, transfer.stylizer.measure(image), replace(options, norm="adain"))  # the first is slower
     rows = []
     for i, style in enumerate(styles):
         wanted = transfer.layer_codes(style, options.style_size)

@@ -25,7 +25,7 @@ from styleapp.models import StyleCode, Stylizer, code_from_moments
 from styleapp.norms import Moments, efdm, merge, moments, normalize, pool_moments, wct_matrix
 from styleapp.tiles import Note, Plan, cells_of, each, halo_of, windows
 
-__all__ = ["Content", "measure_content", "render"]
+__all__ = ["Content", "brightness", "measure_content", "render"]
 
 
 @dataclass
@@ -180,7 +180,7 @@ def render(
             if not _everywhere(covered, 1):
                 result += (1 - covered) * (image - shown(stylizer.decoder(features)))
         if luma:
-            result = image + (_brightness(result.clamp(0, 1)) - _brightness(image))
+            result = image + (brightness(result.clamp(0, 1)) - brightness(image))
         out[pixels.index] = quantized(result, out.dtype)
 
     each(windows(cells, plan.tile), work, note, plan.tidy_above)
@@ -305,7 +305,7 @@ def _everywhere(share: float | Tensor, value: float) -> bool:
     return bool((share == value).all()) if isinstance(share, Tensor) else share == value
 
 
-def _brightness(rgb: Tensor) -> Tensor:
+def brightness(rgb: Tensor) -> Tensor:
     """Luma of Rec. 601, (N, 1, H, W)."""
     r, g, b = rgb.unbind(1)
     return (0.299 * r + 0.587 * g + 0.114 * b).unsqueeze(1)

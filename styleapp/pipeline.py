@@ -20,6 +20,7 @@ from styleapp.controls import (
     Layer,
     Mask,
     Matching,
+    Window,
     check_mask,
     colour_statistics,
     match_colours,
@@ -27,17 +28,21 @@ from styleapp.controls import (
     normalized,
     parse_norm,
 )
-from styleapp.engine import Content, measure_content, render
+from styleapp.engine import Content, brightness, measure_content, render
 from styleapp.errors import DeviceError, ImageError, OptionError, unknown_name
 from styleapp.files import Animation, read_image
 from styleapp.images import MAX_PIXELS, Picture, from_pil, quantized, to_pil, unit
-from styleapp.models import StyleCode, Stylizer, code_from_moments
+from styleapp.memory import available
+from styleapp.models import StyleCode, Stylizer, TransformerNet, code_from_moments
 from styleapp.norms import merge, moments
 from styleapp.options import DEVICES, PRECISIONS, Options, parse_bytes
 from styleapp.tiles import Plan, make_plan
-from styleapp.weights import CIN, DECODER, ENCODER, IN, Conditional, StyleGallery, Weights, save_style
+from styleapp.weights import CIN, DECODER, ENCODER, IN, TRANSFORMER, Conditional, StyleGallery, Weights, save_style
 
 __all__ = ["Options", "Region", "Source", "Style", "StyleTransfer"]
+
+TRANSFORMER_BYTES = 1200
+"""Of memory for each pixel in an imported network, float32: 970 to 990 bytes were measured on the CPU."""
 
 CODES_KEPT = 256
 """Codes of paintings that stay in memory: 4 KB each, against an encoding of a third of a second on a CPU."""
@@ -87,6 +92,7 @@ class StyleTransfer:
         self._files = files
         self._codes: OrderedDict[tuple[bytes, int, bool], StyleCode] = OrderedDict()
         self._conditional: dict[str, Conditional] = {}
+        self._transformers: dict[str, TransformerNet] = {}
         self._lock = threading.Lock()
         self.gallery: StyleGallery = files.gallery()
         self.stylizer: Stylizer = (
@@ -148,6 +154,8 @@ class StyleTransfer:
             own = colour_statistics(photo)
             blend = [a + options.alpha * (b - a) for a, b in zip(own, wanted, strict=True)]
             return match_colours(photo, (blend[0], blend[1]))
+        if options.norm == "in" and not regions and self._is_transformer(style):
+            return self._transformed(photo, str(style), options, alpha_map, note)
         matching = parse_norm(options.norm, self.stylizer.encoder.num_channels)
         stylizer = self.network(options.norm, [s for s in (style, *(r[1] for r in regions)) if s is not None])
         layers = [] if style is None else [Layer(self._target(style, options, matching, photo), options.alpha)]
@@ -221,6 +229,38 @@ class StyleTransfer:
         """The styles for which the norm "in" has a network."""
         return self._files.instance_styles
 
+    def _is_transformer(self, style: Style | None) -> bool:
+        entry = self._files.entries.get(f"{IN}{style}") if isinstance(style, str) else None
+        return entry is not None and entry.architecture == TRANSFORMER
+
+    def _transformed(
+        self, photo: Picture, style: str, options: Options, alpha_map: Source | None, note: Callable[[str], None]
+    ) -> Picture:
+        """By an imported network of one style, in one piece: α · T(photo) + (1 - α) · photo."""
+        if options.color not in ("none", "luma"):
+            raise OptionError(f"an imported network takes the colors none and luma, not {options.color}")
+        _check_side(photo, 16, "photo")
+        needed = photo.size[0] * photo.size[1] * TRANSFORMER_BYTES
+        if needed > available(self.device):
+            raise OptionError(
+                f"an imported network works in one piece: {needed / 1e9:.1f} GB are needed for this photo, "
+                f"{available(self.device) / 1e9:.1f} GB are free; --size makes it smaller"
+            )
+        with self._lock:
+            if style not in self._transformers:
+                network = self._files.transformer(IN + style).to(self.device).to(memory_format=torch.channels_last)
+                self._transformers[style] = network
+        image = photo.rgb
+        device_image = image.to(self.device, memory_format=torch.channels_last)
+        result = self._transformers[style](device_image).clamp(0, 1).cpu()
+        if options.color == "luma":
+            result = image + brightness(result) - brightness(image)
+        strength: float | Tensor = options.alpha
+        if alpha_map is not None:
+            mask = Mask(self._mask(alpha_map, photo, "strength map", note), options.feather)
+            strength = strength * mask.window(Window(0, 0, *photo.size))
+        return replace(photo, pixels=quantized(image + strength * (result - image), photo.pixels.dtype))
+
     def _only_style(self, styles: Sequence[Style]) -> str:
         there = self.instance_styles
         names = {style if isinstance(style, str) else None for style in styles}
@@ -270,7 +310,8 @@ class StyleTransfer:
         """The style as what is quickest to use many times: its code, where that is all that is needed of it."""
         matching = parse_norm(options.norm, self.stylizer.encoder.num_channels)
         if options.norm == "in":
-            self.network("in", [style])
+            if not self._is_transformer(style):
+                self.network("in", [style])
             return style
         if matching.kind == "moments" and options.color in ("none", "luma"):
             return self.code(style, options.style_size, options.norm)
@@ -479,6 +520,8 @@ class StyleTransfer:
     @torch.inference_mode()
     def layer_codes(self, style: str, style_size: int = 512) -> list[StyleCode] | None:
         """γ and β of a painting at relu1_1 to relu4_1, which a style loss compares; None where they are not known."""
+        if style not in self.gallery.styles and style in self.instance_styles:
+            return None
         if style not in self.gallery.styles:
             return self._layer_codes(self._painting(style, Options(), "a style loss"), style_size)
         joined = self.gallery.layer_code(style, style_size)
@@ -497,7 +540,8 @@ class StyleTransfer:
 
     def painting(self, style: str) -> Image.Image | None:
         """What a style looks like; None for a named one, of which there is only a code."""
-        return None if style in self.gallery.styles else to_pil(self._read(style, "style")).convert("RGB")
+        named = style in self.gallery.styles or style in self.instance_styles
+        return None if named else to_pil(self._read(style, "style")).convert("RGB")
 
     def title(self, style: str) -> str:
         """A named style with its title and artist, or the name of the file."""

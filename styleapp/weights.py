@@ -12,7 +12,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from styleapp.errors import OptionError, WeightsError, unknown_name
 from styleapp.files import atomic_path
-from styleapp.models import Decoder, Encoder, StyleCode, Stylizer
+from styleapp.models import Decoder, Encoder, StyleCode, Stylizer, TransformerNet
 
 __all__ = [
     "BuiltInStyle",
@@ -40,6 +40,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 ENCODER, DECODER, STYLES, CIN, IN = "vgg19_relu4_1", "adain_decoder", "styles", "cin", "in_"
 LAYERS = ".layers"
+TRANSFORMER = "instance-norm-transformer"
 
 
 def weights_folder() -> Path:
@@ -64,9 +65,14 @@ def styles_folder() -> Path:
     return Path(given) if given else data / "styleapp" / "styles"
 
 
+def imported_folder() -> Path:
+    """Where networks of others are that a user has imported: beside the user's own styles."""
+    return styles_folder().parent / "weights"
+
+
 @dataclass(frozen=True)
 class Entry:
-    """What the manifest says of one file."""
+    """What the manifest says of one file; ``folder`` where it is not that of the manifest that was asked for."""
 
     name: str
     file: str
@@ -76,6 +82,7 @@ class Entry:
     source: str
     licence: str
     encoder_sha256: str | None = None
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -112,22 +119,20 @@ class Weights:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or weights_folder()
-        path = self.folder / "manifest.json"
-        try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            self.entries = {name: Entry(name=name, **entry) for name, entry in manifest["files"].items()}
-            self.styles = tuple(BuiltInStyle(**style) for style in manifest["styles"])
-        except FileNotFoundError:
-            raise WeightsError(f"{path}: no such file") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise WeightsError(f"{path}: not a manifest of weights ({error})") from None
+        self.entries, self.styles = _read_manifest(self.folder / "manifest.json")
+        imported = imported_folder()
+        if (imported / "manifest.json").is_file():
+            entries, _ = _read_manifest(imported / "manifest.json")
+            for name, entry in entries.items():
+                if entry.architecture == TRANSFORMER:
+                    self.entries.setdefault(name, replace(entry, folder=imported))
 
     def load(self, name: str) -> dict[str, Tensor]:
         """The tensors of a file whose checksum is right."""
         if name not in self.entries:
             raise WeightsError(f"{self.folder}/manifest.json: has no {name!r}; it has {', '.join(self.entries)}")
         entry = self.entries[name]
-        path = self.folder / entry.file
+        path = (entry.folder or self.folder) / entry.file
         try:
             found = sha256(path)
         except OSError as error:
@@ -183,6 +188,11 @@ class Weights:
             stylizer.eval().requires_grad_(False), {n: _code(rows) for n, rows in zip(names, codes, strict=True)}
         )
 
+    def transformer(self, name: str) -> TransformerNet:
+        """A network of instance norm of another's making, float32, on the CPU, in evaluation mode."""
+        network = _filled(TransformerNet(**self.entries[name].config), self.load(name), self.folder)
+        return network.eval().requires_grad_(False)
+
     @property
     def instance_styles(self) -> list[str]:
         """The styles that have a network of instance norm of their own."""
@@ -215,12 +225,23 @@ class Weights:
         for name in self.entries:
             try:
                 self.load(name)
-                if name != ENCODER:
+                if name != ENCODER and self.entries[name].architecture != TRANSFORMER:
                     self.check_pair(name)
                 result[name] = None
             except WeightsError as error:
                 result[name] = str(error)
         return result
+
+
+def _read_manifest(path: Path) -> tuple[dict[str, Entry], tuple[BuiltInStyle, ...]]:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        entries = {name: Entry(name=name, **entry) for name, entry in manifest["files"].items()}
+        return entries, tuple(BuiltInStyle(**style) for style in manifest["styles"])
+    except FileNotFoundError:
+        raise WeightsError(f"{path}: no such file") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{path}: not a manifest of weights ({error})") from None
 
 
 @dataclass(frozen=True)

@@ -108,12 +108,40 @@ def weights_list(as_json: Json = False) -> None:
 
         entries = Weights().entries.values()
     if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(e) for e in entries]))
+        typer.echo(json.dumps([dataclasses.asdict(e) for e in entries], default=str))
         return
     table = Table("name", "file", "architecture", "config", "licence", "source", box=None, pad_edge=False)
     for e in entries:
         table.add_row(e.name, e.file, e.architecture, json.dumps(e.config), e.licence, e.source)
     show(table)
+
+
+@weights_app.command("import")
+def weights_import(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Checkpoints of other repositories (.pth).")],
+    folder: Annotated[
+        Path | None, typer.Option(help="A folder of weights to add to; by default one of your own.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Of a single network of one style; default: the name of its file.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Convert well-known checkpoints of others: AdaIN encoder and decoder, fast_neural_style, torchvision's VGG-19."""
+    with errors_told():
+        from styleapp.foreign import import_weights
+        from styleapp.weights import IN, imported_folder
+
+        if name and len(files) > 1:
+            raise OptionError("--name is for a single file")
+        names = import_weights(files, folder, name)
+    place = folder or imported_folder()
+    if as_json:
+        typer.echo(json.dumps({"folder": str(place), "names": names}))
+        return
+    for made in names:
+        if made.startswith(IN):
+            typer.echo(f"{place / made}.safetensors  use it: --norm in --style {made.removeprefix(IN)}")
+        else:
+            typer.echo(f"{place / made}.safetensors  use it, with encoder and decoder: STYLEAPP_WEIGHTS={place}")
 
 
 @weights_app.command("verify")

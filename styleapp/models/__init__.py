@@ -2,6 +2,7 @@
 
 from styleapp.models.decoder import Decoder
 from styleapp.models.stylizer import StyleCode, Stylizer, code_from_moments
+from styleapp.models.transformer import TransformerNet
 from styleapp.models.vgg import STYLE_LAYERS, Encoder
 
-__all__ = ["STYLE_LAYERS", "Decoder", "Encoder", "StyleCode", "Stylizer", "code_from_moments"]
+__all__ = ["STYLE_LAYERS", "Decoder", "Encoder", "StyleCode", "Stylizer", "TransformerNet", "code_from_moments"]

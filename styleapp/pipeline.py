@@ -217,12 +217,18 @@ class StyleTransfer:
 
     def conditional(self, name: str) -> Conditional:
         """The network of that name, "cin" or "in_" and a style, on our device, with its learned codes."""
+        if not self.has(name):
+            raise OptionError(f"there is no {name.partition('_')[0].upper()} network in these weights")
         with self._lock:
             if name not in self._conditional:
                 found = self._files.conditional(name, self.stylizer.encoder)
                 found.stylizer.decoder.to(self.device, _DTYPES[self.precision]).to(memory_format=torch.channels_last)
                 self._conditional[name] = found
             return self._conditional[name]
+
+    def has(self, name: str) -> bool:
+        """Whether there is a network of that name, such as "cin"."""
+        return name in self._files.entries
 
     @property
     def instance_styles(self) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -164,3 +164,45 @@ def run(weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
         return code, *capsys.readouterr()
 
     return call
+
+
+# The page
+
+
+@pytest.fixture(scope="session")
+def service(transfer: StyleTransfer):
+    from styleapp.web import Service
+
+    return Service(transfer)
+
+
+@pytest.fixture(scope="session")
+def url(service) -> Iterator[str]:
+    """A served page with the tiny network."""
+    from styleapp.web.server import Server, make_app
+
+    with Server(make_app(service), "127.0.0.1", 0) as server:
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def browser():
+    from visitor import chromium
+
+    yield from chromium()
+
+
+@pytest.fixture
+def visit(browser, url):
+    """Open the page in a window of its own; afterwards nothing may have failed in it."""
+    from visitor import Visitor
+
+    visitors: list[Visitor] = []
+
+    def open_page(**more) -> Visitor:
+        visitors.append(Visitor(browser, url, **more))
+        return visitors[-1]
+
+    yield open_page
+    for visitor in visitors:
+        visitor.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,12 +15,12 @@ from styleapp import __version__
 from styleapp.cli.common import (
     Device,
     Json,
-    MaxPixels,
     Precision,
     errors_told,
     show,
 )
 from styleapp.errors import OptionError
+from styleapp.options import parse_bytes
 
 if TYPE_CHECKING:
     pass
@@ -165,20 +166,45 @@ def web(
         str, typer.Option(help="Address to listen on; 0.0.0.0 opens the page to the network.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 7860,
-    max_upload: Annotated[str, typer.Option(help="Largest upload, such as 20mb.")] = "20mb",
-    max_megapixels: MaxPixels = 40,
+    auth_file: Annotated[
+        Path | None, typer.Option(help="Only these users, with passwords; made by styleapp users.")
+    ] = None,
+    max_upload: Annotated[str, typer.Option(help="Largest upload, such as 20MB.")] = "20MB",
+    max_pixels: Annotated[str, typer.Option(help="Largest photo or painting, such as 40MP.")] = "40MP",
     device: Device = "auto",
     precision: Precision = "auto",
 ) -> None:
     """Open the web page."""
     with errors_told():
+        parse_bytes(max_upload)
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:MP|megapixels)?", max_pixels.strip(), re.I)
+        if not match:
+            raise OptionError(f"--max-pixels is a size such as 40MP, got {max_pixels!r}")
         try:
-            from styleapp.web import launch
+            from styleapp.web.server import launch, read_users
         except ModuleNotFoundError as error:
             raise OptionError(f"the web page needs {error.name}: pip install {error.name}") from None
         from styleapp.allocator import keep_freed_memory
         from styleapp.pipeline import StyleTransfer
 
+        users = read_users(auth_file) if auth_file is not None else None
         keep_freed_memory()
-        transfer = StyleTransfer(device, precision, max_pixels=round(max_megapixels * 1e6))
-        launch(transfer, host=host, port=port, max_upload=max_upload)
+        transfer = StyleTransfer(device, precision, max_pixels=round(float(match[1]) * 1e6))
+        server = launch(transfer, host=host, port=port, max_upload=max_upload.lower(), users=users)
+        typer.echo(f"{server.url}  Ctrl-C ends")
+        try:
+            server.wait()
+        finally:
+            server.close()
+
+
+def users(
+    file: Annotated[Path, typer.Argument(help="The file for styleapp web --auth-file.")],
+    name: Annotated[str, typer.Argument(help="The user, new or with a new password.")],
+) -> None:
+    """Add a user of the web page; asks for the password, of which only a hash is kept."""
+    with errors_told():
+        from styleapp.web.server import add_user
+
+        add_user(file, name, typer.prompt("Password", hide_input=True, confirmation_prompt=True))
+    typer.echo(f"{file}: {name} may enter")

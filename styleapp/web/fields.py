@@ -1,0 +1,51 @@
+"""Fields that several tabs have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from styleapp.web.service import Service
+
+__all__ = ["photo_field", "style_field", "upload"]
+
+MODEL = {"concurrency_id": "model", "concurrency_limit": 1}
+"""For every event that uses the network: they take turns, also across tabs."""
+
+
+def upload(label: str, height: int = 240, **more: Any) -> gr.Image:
+    """An image field that hands over the uploaded file as it is.
+
+    Gradio's own decodes it first: without a limit on pixels, in 8 bits, and with errors that show the
+    file's place on this machine. (No subclass: Gradio writes a stub beside the source of each.)
+    """
+    field = gr.Image(label=label, type="filepath", sources=["upload", "clipboard"], height=height, **more)
+    field.preprocess = _as_uploaded
+    return field
+
+
+def _as_uploaded(payload: Any) -> str | None:
+    if payload is None:
+        return None
+    if not payload.path:  # an image inlined in the request as a data: URL
+        raise gr.Error("Send the image as an uploaded file.", print_exception=False)
+    return str(payload.path)
+
+
+def photo_field(label: str = "Photo", height: int = 260) -> gr.Image:
+    """Where a visitor puts a photo."""
+    return upload(label, height)
+
+
+def style_field(service: Service, label: str = "Style", **more: Any) -> gr.Dropdown:
+    """A named style."""
+    choices = service.choices
+    more.setdefault("value", choices[0][1] if choices else None)
+    return gr.Dropdown(choices, label=label, filterable=True, **more)
+
+
+def stroke_field(service: Service) -> gr.Slider:
+    """The size at which a painting is measured."""
+    sizes = service.transfer.gallery.sizes
+    return gr.Slider(sizes[0], sizes[-1], service.stroke, step=1, label="Stroke size")

@@ -1,0 +1,137 @@
+"""The norms, looked at: what shares a mean, and what becomes of features."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from styleapp.controls import parse_norm
+from styleapp.errors import OptionError
+from styleapp.norms import moments, normalize, pool_moments
+from styleapp.options import Options
+from styleapp.web.fields import MODEL, photo_field, style_field
+from styleapp.web.service import Service
+
+__all__ = ["cube", "lab_tab"]
+
+OVER = {
+    "in": ("Instance norm", "each channel of each photo by itself: the axes H and W"),
+    "ln": ("Layer norm", "all channels of a photo together: the axes C, H and W"),
+    "gn": ("Group norm", "groups of channels of a photo: between layer and instance norm"),
+    "bn": ("Batch norm", "each channel over all photos of a batch: the axes N, H and W"),
+}
+NORMS = {"in": "adain", "ln": "adaln", "gn": "adagn:4", "bn": "adabn"}
+COLOURS = ["#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#76b7b2", "#edc948", "#b07aa1", "#9c755f"]
+
+
+def cube(norm: str, samples: int = 3, channels: int = 8, groups: int = 4) -> Image.Image:
+    """The elements of a batch as squares, samples down and channels across; one colour shares one mean."""
+    side, gap = 46, 8
+    picture = Image.new("RGB", (70 + channels * (side + gap), 40 + samples * (side + gap)), "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=14)
+    draw.text((70, 8), f"{channels} channels of H x W values each", fill="#333", font=font)
+    for n in range(samples):
+        y = 36 + n * (side + gap)
+        draw.text((4, y + side / 2), f"photo {n + 1}", fill="#333", font=font, anchor="lm")
+        for c in range(channels):
+            shares = {"in": n * channels + c, "ln": n, "gn": n * groups + c * groups // channels, "bn": c}[norm]
+            x = 70 + c * (side + gap)
+            draw.rectangle((x, y, x + side, y + side), fill=COLOURS[shares % len(COLOURS)])
+            draw.text((x + side / 2, y + side / 2), str(shares + 1), fill="white", font=font, anchor="mm")
+    return picture
+
+
+def lab_tab(service: Service) -> None:
+    """Build it inside the current tab."""
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=2, min_width=300):
+            photo = photo_field(height=220)
+            style = style_field(service)
+            norm = gr.Radio([(v[0], k) for k, v in OVER.items()], value="in", label="Norm")
+            button = gr.Button("Look inside", variant="primary", size="lg")
+            gr.Markdown(
+                "Every norm is  γ · (x − μ) / √(σ² + ε) + β.  They differ in what shares μ and σ.", elem_classes="hint"
+            )
+        with gr.Column(scale=3, min_width=320):
+            shares = gr.Image(
+                cube("in"), label="Squares of one number share a mean", interactive=False, height=240, buttons=[]
+            )
+            about = gr.Markdown(OVER["in"][1])
+            maps = gr.Image(
+                label="Eight channels of relu4_1: the photo's, and with the style's moments",
+                interactive=False,
+                format="png",
+                height=300,
+                buttons=["fullscreen"],
+            )
+            plot = gr.Image(label="Means and deviations of all channels", interactive=False, format="png", height=260,
+                            buttons=["fullscreen"])  # fmt: skip
+
+    @torch.inference_mode()
+    def look(photo: str | None, style: str | None, norm: str) -> tuple[Image.Image, Image.Image]:
+        with service.turn("lab", photo):
+            if photo is None or style is None:
+                raise OptionError("choose a photo and a style")
+            transfer = service.transfer
+            picture = transfer.fit(photo, Options(size=256))
+            features = transfer.stylizer.encoder(picture.rgb.to(transfer.device))
+            code = transfer.code(style, service.stroke).to(transfer.device)
+            channels = features.shape[1]
+            groups = {"gn": next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0)}.get(norm)
+            matching = parse_norm(f"adagn:{groups}" if groups else NORMS[norm], channels)
+            own = moments(features)
+            pooled = pool_moments(own, matching.over, matching.num_groups)
+            wanted = pool_moments(type(own)(1, code.beta, code.gamma.square()), matching.over, matching.num_groups)
+            after = normalize(features, pooled, wanted.var.sqrt(), wanted.mean)
+            done = moments(after)
+        rows = [t.float().cpu() for t in (features, after)]
+        busiest = own.var.flatten().cpu().topk(min(8, channels)).indices
+        found = [
+            (m.mean.flatten().cpu().numpy(), m.var.clamp_min(0).sqrt().flatten().cpu().numpy()) for m in (own, done)
+        ]
+        target = code.beta.flatten().cpu().numpy(), code.gamma.flatten().cpu().numpy()
+        return _maps([row[0, busiest] for row in rows]), _scatter([found[0], target, found[1]])
+
+    private: dict[str, Any] = {"api_visibility": "private"}
+    norm.change(lambda norm: (cube(norm), OVER[norm][1]), norm, [shares, about], **private)
+    button.click(look, [photo, style, norm], [maps, plot], **private, **MODEL)
+
+
+def _maps(rows: list[torch.Tensor]) -> Image.Image:
+    """Feature maps as grey pictures, each channel on one scale in both rows."""
+    high = torch.stack([r.flatten(1).amax(1) for r in rows]).amax(0).view(-1, 1, 1).clamp_min(1e-6)
+    low = torch.stack([r.flatten(1).amin(1) for r in rows]).amin(0).view(-1, 1, 1)
+    side = 96
+    sheet = Image.new("L", (len(rows[0]) * (side + 4), len(rows) * (side + 4)), 255)
+    for y, row in enumerate(rows):
+        grey = ((row - low) / (high - low).clamp_min(1e-6) * 255).clamp(0, 255).byte().numpy()
+        for x, channel in enumerate(grey):
+            sheet.paste(Image.fromarray(channel).resize((side, side)), (x * (side + 4), y * (side + 4)))
+    return sheet.convert("RGB")
+
+
+def _scatter(points: list[tuple[np.ndarray, np.ndarray]]) -> Image.Image:
+    """Each channel a point, its mean across and its deviation up, for photo, style and result."""
+    width, height, pad = 640, 300, 40
+    picture = Image.new("RGB", (width, height), "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=13)
+    most = [max(float(np.quantile(p[i], 0.995)) for p in points) or 1.0 for i in (0, 1)]
+    draw.line((pad, 10, pad, height - pad, width - 10, height - pad), fill="#999")
+    draw.text((width - 10, height - pad + 6), "mean", fill="#333", font=font, anchor="ra")
+    draw.text((6, 10), "dev.", fill="#333", font=font)
+    for (mean, deviation), colour, name, i in zip(
+        points, ("#888888", "#d4743b", "#3b6fd4"), ("photo", "style", "result"), range(3), strict=True
+    ):
+        for x, y in zip(mean, deviation, strict=True):
+            at = (
+                pad + (width - pad - 20) * min(1, x / most[0]),
+                height - pad - (height - pad - 20) * min(1, y / most[1]),
+            )
+            draw.ellipse((at[0] - 2, at[1] - 2, at[0] + 2, at[1] + 2), fill=colour)
+        draw.ellipse((pad + 20, 16 + 18 * i, pad + 28, 24 + 18 * i), fill=colour)
+        draw.text((pad + 34, 13 + 18 * i), name, fill="#333", font=font)
+    return picture

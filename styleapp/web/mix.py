@@ -1,0 +1,99 @@
+"""Two to four styles on the corners of a square, and everything between them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from styleapp.options import Options
+from styleapp.web.fields import MODEL, photo_field, style_field
+from styleapp.web.service import Service
+
+__all__ = ["corner_weights", "mix_tab"]
+
+STEPS, CELL = 5, 112
+CORNERS = ("Top left", "Top right", "Bottom left", "Bottom right")
+
+
+def corner_weights(x: float, y: float) -> list[float]:
+    """Bilinear: of the corners top left, top right, bottom left, bottom right, for x and y from 0 to 1."""
+    return [(1 - x) * (1 - y), x * (1 - y), (1 - x) * y, x * y]
+
+
+def mix_tab(service: Service) -> None:
+    """Build it inside the current tab."""
+    names = [name for _, name in service.choices]
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=2, min_width=300):
+            photo = photo_field()
+            with gr.Row():
+                corners = [
+                    style_field(service, text, value=names[i % len(names)] if i < 2 and names else None, min_width=140)
+                    for i, text in enumerate(CORNERS)
+                ]
+            gr.Markdown("Leave a corner empty to mix fewer styles.", elem_classes="hint")
+            x = gr.Slider(0, 1, 0.5, step=0.01, label="Left to right")
+            y = gr.Slider(0, 1, 0.5, step=0.01, label="Top to bottom")
+            button = gr.Button("Mix", variant="primary", size="lg")
+        with gr.Column(scale=3, min_width=320):
+            result = gr.ImageSlider(
+                label="Photo and mix", format="png", interactive=False, max_height=480, buttons=["fullscreen"]
+            )
+            status = gr.Markdown("The square below shows all mixes: click anywhere in it.")
+            pad = gr.Image(
+                label="All mixes",
+                format="png",
+                interactive=False,
+                height=STEPS * CELL + 40,
+                buttons=[],
+                elem_id="pad",
+            )
+
+    def mixture(styles: tuple[str | None, ...], x: float, y: float) -> list[tuple[str, float]]:
+        found = [(s, w) for s, w in zip(styles, corner_weights(x, y), strict=True) if s and w > 0]
+        if not found:  # all that is near is an empty corner
+            found = [(s, 1.0) for s in styles if s]
+        if not found:
+            raise gr.Error("Choose at least one style.", print_exception=False)
+        return found
+
+    def render(photo: str | None, x: float, y: float, *styles: str | None) -> tuple[Any, str]:
+        before, after, line = service.stylize(
+            photo, mixture(styles, x, y), Options(style_size=service.stroke), kind="mix"
+        )
+        return (before, after.convert("RGB")), line
+
+    def preview(photo: str | None, x: float, y: float, *styles: str | None) -> Any:
+        found = service.preview(photo, mixture(styles, x, y), Options(style_size=service.stroke)) if photo else None
+        return found or gr.skip()
+
+    def square(photo: str | None, *styles: str | None) -> Any:
+        if photo is None or not any(styles):
+            return gr.skip()
+        sheet = Image.new("RGB", (STEPS * CELL, STEPS * CELL))
+        for row in range(STEPS):
+            for column in range(STEPS):
+                mixed = mixture(styles, column / (STEPS - 1), row / (STEPS - 1))
+                _, after, _ = service.stylize(photo, mixed, Options(size=CELL, style_size=service.stroke), kind="mix")
+                edge = min(after.size)
+                left, top = (after.width - edge) // 2, (after.height - edge) // 2
+                cell = after.convert("RGB").crop((left, top, left + edge, top + edge)).resize((CELL, CELL))
+                sheet.paste(cell, (column * CELL, row * CELL))
+        return sheet
+
+    def point(event: gr.SelectData) -> tuple[float, float]:
+        side = STEPS * CELL
+        return tuple(min(1.0, max(0.0, (v - CELL / 2) / (side - CELL))) for v in event.index)  # type: ignore[return-value]
+
+    private: dict[str, Any] = {"api_visibility": "private"}
+    button.click(render, [photo, x, y, *corners], [result, status], show_progress_on=result, **private, **MODEL)
+    for slider in (x, y):
+        slider.release(
+            preview, [photo, x, y, *corners], result, trigger_mode="always_last", show_progress="hidden",
+            **private, **MODEL,
+        )  # fmt: skip
+    for field in (photo, *corners):
+        field.change(square, [photo, *corners], pad, trigger_mode="always_last", **private, **MODEL)
+    pad.select(point, None, [x, y], **private).then(preview, [photo, x, y, *corners], result, **private, **MODEL)

@@ -1,0 +1,128 @@
+"""Styles on parts of the photo, painted with a brush."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+
+from styleapp.errors import OptionError
+from styleapp.images import from_pil
+from styleapp.options import Options
+from styleapp.web.fields import MODEL, style_field, upload
+from styleapp.web.service import Service, shown, told
+
+__all__ = ["masks_of", "regions_tab"]
+
+COLOURS = {"red": "#e6194b", "green": "#3cb44b", "blue": "#4363d8", "yellow": "#ffe119"}
+
+
+def masks_of(strokes: Image.Image) -> list[Image.Image | None]:
+    """For each colour of the brush a grey mask of where it was painted, or None.
+
+    Args:
+        strokes: RGBA; what is not painted is transparent. Soft edges of a stroke belong to the nearest colour, in
+            proportion to how opaque they are.
+    """
+    pixels = np.asarray(strokes.convert("RGBA")).astype(np.int32)
+    palette = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in COLOURS.values()])
+    nearest = ((pixels[..., None, :3] - palette) ** 2).sum(-1).argmin(-1)
+    masks: list[Image.Image | None] = []
+    for k in range(len(palette)):
+        mask = np.where(nearest == k, pixels[..., 3], 0).astype(np.uint8)
+        masks.append(Image.fromarray(mask) if mask.any() else None)
+    return masks
+
+
+def check_size(path: str, max_pixels: int) -> None:
+    """Refuse a picture of more pixels than that.
+
+    Raises:
+        gr.Error: with a message for the visitor.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+    except (OSError, ValueError, Image.DecompressionBombError):
+        raise gr.Error("This file is not a picture that can be read.", print_exception=False) from None
+    if width * height > max_pixels:
+        raise gr.Error(
+            f"The picture has {width} × {height} pixels; at most {max_pixels / 1e6:g} megapixels are allowed.",
+            print_exception=False,
+        )
+
+
+def regions_tab(service: Service) -> None:
+    """Build it inside the current tab."""
+    names = [name for _, name in service.choices]
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=3, min_width=320):
+            editor = gr.ImageEditor(
+                label="Drop a photo, then paint on it",
+                type="pil",
+                format="png",
+                brush=gr.Brush(colors=list(COLOURS.values()), default_color=COLOURS["red"], color_mode="fixed"),
+                sources=["upload", "clipboard"],
+                transforms=(),
+                layers=False,
+                height=460,
+                elem_id="editor",
+            )
+            result = gr.ImageSlider(
+                label="Photo and result", format="png", interactive=False, max_height=460, buttons=["fullscreen"]
+            )
+            status = gr.Markdown()
+        with gr.Column(scale=2, min_width=300):
+            fields = []
+            for i, colour in enumerate(COLOURS):
+                with gr.Row():
+                    fields.append(
+                        style_field(service, f"Where it is {colour}", value=names[i % len(names)] if names else None)
+                    )
+                    fields.append(gr.Slider(0, 1, 1, step=0.05, label="Strength", min_width=120))
+            mask = upload("Or a grey picture as the mask of the first region", 120)
+            rest = gr.Dropdown([("the photo", ""), *service.choices], value="", label="The rest")
+            feather = gr.Slider(0, 60, 8, step=1, label="Softness of the borders, in pixels")
+            button = gr.Button("Stylize regions", variant="primary", size="lg")
+
+    decode = editor.preprocess
+
+    def checked(payload: Any) -> Any:
+        """Look at the header before Gradio decodes the picture: a small file may hold a huge one."""
+        for part in () if payload is None else (payload.background, payload.composite, *payload.layers):
+            if part is not None:
+                check_size(part.path, service.transfer.max_pixels)
+        return decode(payload)
+
+    editor.preprocess = checked
+
+    def render(
+        edited: dict[str, Any] | None, mask: str | None, rest: str, feather: float, *fields: Any
+    ) -> tuple[Any, str]:
+        if not edited or edited.get("background") is None:
+            raise gr.Error("Drop a photo first.", print_exception=False)
+        photo = edited["background"]
+        layers = edited.get("layers") or []
+        masks: list[Any] = masks_of(layers[0]) if layers else [None] * len(COLOURS)
+        if mask is not None:
+            masks[0] = mask
+        chosen = [(m, s, a) for m, s, a in zip(masks, fields[::2], fields[1::2], strict=True) if m is not None and s]
+        with told():
+            if not chosen and not rest:
+                raise OptionError("paint on the photo first, or choose a style for the rest")
+            options = Options(feather=feather, style_size=service.stroke)
+        with service.turn("regions", mask):
+            picture = from_pil(photo.convert("RGB"), service.transfer.max_pixels)
+            result = service.transfer.picture(picture, rest or None, options, regions=chosen)
+        return (photo.convert("RGB"), shown(result)), f"{photo.width} × {photo.height} px"
+
+    button.click(
+        render,
+        [editor, mask, rest, feather, *fields],
+        [result, status],
+        show_progress_on=result,
+        api_visibility="private",
+        **MODEL,
+    )

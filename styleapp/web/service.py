@@ -1,0 +1,225 @@
+"""What the page does with the network: one rendering at a time, nothing of a visitor kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from styleapp.errors import OptionError, StyleError
+from styleapp.files import save_picture
+from styleapp.images import Metadata, Picture, from_pil, to_pil
+from styleapp.memory import resident
+from styleapp.options import Options
+from styleapp.pipeline import Style, StyleTransfer
+from styleapp.weights import BuiltInStyle
+
+__all__ = ["FORMATS", "PREVIEW", "Service", "caption", "settings_of", "shown", "told"]
+
+PREVIEW = 256
+"""Short side of the picture that follows the sliders."""
+
+FORMATS = ("png", "jpg", "webp")
+KEPT_SECONDS = 3600
+
+
+class Service:
+    """The network behind the page, shared by all visitors.
+
+    Args:
+        transfer: what stylizes.
+        wait_seconds: how long a request waits for its turn before it is told to come back.
+    """
+
+    def __init__(self, transfer: StyleTransfer, *, wait_seconds: float = 120.0) -> None:
+        self.transfer = transfer
+        self.wait_seconds = wait_seconds
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.waiting = 0
+        self._lock = threading.Lock()
+        self._folder = tempfile.TemporaryDirectory(prefix="styleapp-page-")
+        self.thumbnails = self._thumbnails()
+
+    @property
+    def choices(self) -> list[tuple[str, str]]:
+        """(caption, name) of every named style."""
+        return [(caption(style), name) for name, style in self.transfer.gallery.styles.items()]
+
+    @property
+    def stroke(self) -> int:
+        """The usual size at which a painting is measured, within what the gallery has."""
+        sizes = self.transfer.gallery.sizes
+        return min(max(Options().style_size, sizes[0]), sizes[-1])
+
+    @property
+    def learned(self) -> set[str]:
+        """The named styles that the CIN network knows."""
+        if not self.transfer.has("cin"):
+            return set()
+        return set(self.transfer.conditional("cin").codes) | set(self.transfer.gallery.learned)
+
+    @contextmanager
+    def turn(self, kind: str, *files: str | None) -> Iterator[None]:
+        """Wait for the network; inside, errors of a visitor become messages, without the places of files.
+
+        Args:
+            kind: what is done, for the metrics.
+            files: uploads, whose paths are nothing to show.
+        """
+        self.waiting += 1
+        got = self._lock.acquire(timeout=self.wait_seconds)
+        self.waiting -= 1
+        if not got:
+            self.counts[kind, "busy"] += 1
+            raise gr.Error("Many people are here at once. Please try again in a minute.", print_exception=False)
+        start = time.perf_counter()
+        outcome = "failed"
+        try:
+            with told(*files):
+                try:
+                    yield
+                    outcome = "done"
+                except StyleError:
+                    outcome = "refused"
+                    raise
+        finally:
+            self._lock.release()
+            self.counts[kind, outcome] += 1
+            self.seconds[kind] += time.perf_counter() - start
+
+    def stylize(
+        self,
+        photo: str | None,
+        style: Style | None,
+        options: Options,
+        *,
+        regions: Any = (),
+        kind: str = "stylize",
+        files: tuple[str | None, ...] = (),
+    ) -> tuple[Image.Image, Image.Image, str]:
+        """(photo as it was stylized, result, a line about it)."""
+        with self.turn(kind, photo, *files):
+            if photo is None:
+                raise OptionError("choose a photo first")
+            if style is None and not regions:
+                raise OptionError("choose a painting or one of the built-in styles")
+            start = time.perf_counter()
+            picture = self.transfer.fit(photo, options)
+            result = self.transfer.picture(picture, style, options, regions=regions)
+            seconds = time.perf_counter() - start
+        height, width = result.size
+        where = f"{self.transfer.device}, {self.transfer.precision}"
+        return shown(picture), to_pil(result), f"{width} × {height} px in {seconds:.2f} s ({where})"
+
+    def preview(
+        self, photo: str | None, style: Style | None, options: Options, regions: Any = ()
+    ) -> tuple[Image.Image, Image.Image] | None:
+        """Photo and result at a small size; None where there is nothing to show yet."""
+        if photo is None or (style is None and not regions):
+            return None
+        small = replace(options, size=PREVIEW)
+        before, after, _ = self.stylize(photo, style, small, regions=regions, kind="preview")
+        return before, after
+
+    def file(self, picture: Image.Image, fmt: str, settings: dict[str, Any], name: str = "stylized") -> str:
+        """The picture as a file to download, with what it was made with in its EXIF description."""
+        self._tidy()
+        exif = Image.Exif()
+        exif[0x010E] = json.dumps(settings, ensure_ascii=True)
+        exif[0x0131] = "StyleApp"
+        path = Path(tempfile.mkdtemp(dir=self._folder.name)) / f"{name}.{fmt}"
+        save_picture(replace(from_pil(picture), metadata=Metadata(exif=exif.tobytes())), path)
+        return str(path)
+
+    def scratch(self) -> Path:
+        """A new folder for files to download; removed after an hour."""
+        self._tidy()
+        return Path(tempfile.mkdtemp(dir=self._folder.name))
+
+    def _tidy(self) -> None:
+        now = time.time()
+        for folder in Path(self._folder.name).iterdir():
+            if now - folder.stat().st_mtime > KEPT_SECONDS:
+                for path in folder.iterdir():
+                    path.unlink(missing_ok=True)
+                folder.rmdir()
+
+    def metrics(self) -> str:
+        """In the text format of Prometheus."""
+        lines = ["# TYPE styleapp_requests_total counter"]
+        lines += [
+            f'styleapp_requests_total{{kind="{k}",outcome="{o}"}} {n}' for (k, o), n in sorted(self.counts.items())
+        ]
+        lines.append("# TYPE styleapp_seconds_total counter")
+        lines += [f'styleapp_seconds_total{{kind="{k}"}} {s:.3f}' for k, s in sorted(self.seconds.items())]
+        lines += ["# TYPE styleapp_waiting gauge", f"styleapp_waiting {self.waiting}"]
+        lines += ["# TYPE styleapp_memory_bytes gauge", f"styleapp_memory_bytes {resident()}"]
+        return "\n".join(lines) + "\n"
+
+    def _thumbnails(self) -> list[tuple[Image.Image, str]]:
+        """The same photo in every named style, small, with the name of each."""
+        from styleapp.learn import example_photos
+
+        photos = example_photos()
+        if not photos:
+            return []
+        options = Options(size=max(160, self.transfer.stylizer.min_size))
+        photo = self.transfer.fit(photos[0], options)
+        height, width = photo.size
+        top, left = 0, (width - min(height, width)) // 2
+        edge = min(height, width)
+        square = replace(photo, pixels=photo.pixels[..., top : top + edge, left : left + edge])
+        sizes = self.transfer.gallery.sizes
+        small = replace(options, style_size=min(max(256, sizes[0]), sizes[-1]))
+        learned = self.learned
+        return [
+            (to_pil(self.transfer.picture(square, n, replace(small, norm="cin" if n in learned else "adain"))), n)
+            for n in self.transfer.gallery.styles
+        ]
+
+
+@contextmanager
+def told(*files: str | None) -> Iterator[None]:
+    """A visitor's errors as messages on the page; ``files`` by their names alone."""
+    try:
+        yield
+    except StyleError as error:
+        text = str(error)
+        for path in files:
+            if path:
+                text = text.replace(path, os.path.basename(path))  # noqa: PTH119
+        names = [os.path.basename(path) for path in files if path]  # noqa: PTH119
+        if not text.startswith(tuple(names)):
+            text = text[:1].upper() + text[1:]
+        raise gr.Error(text, print_exception=False) from None
+    except MemoryError:
+        raise gr.Error("This picture is too large for the memory here. Choose a smaller size.") from None
+
+
+def shown(picture: Picture) -> Image.Image:
+    """In 8 bits RGB, as a page can show it."""
+    return to_pil(picture).convert("RGB")
+
+
+def caption(style: BuiltInStyle) -> str:
+    """Title, artist and year, as far as they are known."""
+    title = style.title.split(" (")[0]
+    return f"{title} · {style.artist}, {style.year}" if style.artist else title
+
+
+def settings_of(options: Options, style: str) -> dict[str, Any]:
+    """What is written into a file that is downloaded."""
+    said = {k: v for k, v in asdict(options).items() if k not in ("tile", "max_memory")}
+    return {"style": style, **said}

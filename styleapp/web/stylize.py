@@ -1,0 +1,225 @@
+"""The tab that most visitors want: a photo, a style, a result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from styleapp.options import COLOURS, Options
+from styleapp.web.fields import MODEL, photo_field, stroke_field, style_field, upload
+from styleapp.web.service import FORMATS, Service, settings_of, told
+
+__all__ = ["stylize_tab"]
+
+EARLIER = 12
+"""Results of this visit that are kept at hand."""
+
+COLOUR_NAMES = {
+    "none": "the painting's",
+    "luma": "the photo's (stylized brightness)",
+    "coral": "the painting, recoloured to the photo",
+    "histogram": "the painting, with the photo's histogram",
+    "palette": "only the palette, no strokes",
+}
+NETWORKS = {"adain": "AdaIN: any painting", "cin": "CIN: learned styles"}
+
+
+def stylize_tab(service: Service, page: gr.Blocks) -> None:
+    """Build it inside the current tab of ``page``."""
+    defaults = Options()
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=2, min_width=300):
+            photo = photo_field()
+            gallery = gr.Gallery(
+                service.thumbnails,
+                label="Pick a style",
+                columns=4,
+                height=300,
+                object_fit="cover",
+                allow_preview=False,
+                show_label=True,
+                interactive=False,
+                elem_id="styles",
+                buttons=[],
+            )
+            style = style_field(service, "Style by name")
+            with gr.Accordion("Or your own painting", open=False):
+                painting = upload("Painting", 200)
+                gr.Markdown("While there is a painting here, it is the style.", elem_classes="hint")
+            alpha = gr.Slider(0, 1, defaults.alpha, step=0.05, label="Strength")
+            style_size = stroke_field(service)
+            with gr.Accordion("More", open=False):
+                networks = {k: v for k, v in NETWORKS.items() if k == "adain" or service.learned}
+                norm = gr.Dropdown([(v, k) for k, v in networks.items()], value="adain", label="Network")
+                color = gr.Dropdown([(COLOUR_NAMES[c], c) for c in COLOURS], value="none", label="Colours")
+                size = gr.Number(defaults.size, label="Short side of the result (0: as the photo)", precision=0)
+        with gr.Column(scale=3, min_width=320):
+            result = gr.ImageSlider(
+                label="Photo and result",
+                format="png",
+                interactive=False,
+                max_height=620,
+                buttons=["fullscreen"],
+                elem_id="result",
+            )
+            status = gr.Markdown("Drop a photo on the left, pick a style, press Stylize.", elem_id="status")
+            with gr.Row():
+                button = gr.Button("Stylize", variant="primary", size="lg", scale=3)
+                cancel = gr.Button("Cancel", size="lg", scale=1)
+            with gr.Row():
+                download = gr.DownloadButton("Download", interactive=False, size="sm")
+                fmt = gr.Dropdown(FORMATS, value="png", show_label=False, container=False, min_width=90, label="Format")
+                again = gr.Button("Use result as photo", size="sm", interactive=False)
+                link = gr.Button("Copy link", size="sm")
+            earlier = gr.Gallery(
+                [],
+                label="Earlier results",
+                format="png",
+                columns=EARLIER // 2,
+                height=120,
+                object_fit="cover",
+                allow_preview=False,
+                interactive=False,
+                visible=False,
+                elem_id="earlier",
+                buttons=[],
+            )
+    made = gr.State(value=None, time_to_live=3600)  # (path of the result, what it was made with)
+    look = [alpha, style_size, norm, color, size]
+    controls = [photo, painting, style, *look]
+
+    does = _Handlers(service)
+    outputs = [result, status, download, again, made, earlier]
+    private = {"api_visibility": "private"}
+    moved = [f.release for f in (alpha, style_size)] + [f.change for f in (style, norm, color, photo, painting)]
+    live = [
+        event(
+            does.preview,
+            controls,
+            [result, status],
+            trigger_mode="always_last",
+            show_progress="hidden",
+            **private,
+            **MODEL,
+        )
+        for event in moved
+    ]
+    # A preview that is still waiting must not take the place of the result.
+    run = button.click(
+        does.render, [*controls, fmt, earlier], outputs, cancels=live, show_progress_on=result, **private, **MODEL
+    )
+    cancel.click(None, cancels=[run, *live], **private)
+    gallery.select(does.picked, None, style, **private)
+    earlier.select(does.show, earlier, [result, status], **private)
+    again.click(lambda made: made[0] if made else gr.skip(), made, photo, **private)
+    fmt.change(does.other_format, [made, fmt], download, **private)
+    link.click(None, [style, *look], None, js=_COPY_LINK, **private)
+    page.load(_restored(service, alpha, style_size, networks), None, [style, *look], show_progress="hidden", **private)
+
+
+class _Handlers:
+    """What the buttons and sliders of the tab do."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    def render(
+        self,
+        photo: str | None,
+        painting: str | None,
+        style: str | None,
+        alpha: float,
+        style_size: float,
+        norm: str,
+        color: str,
+        size: float | None,
+        fmt: str,
+        earlier: list[Any] | None,
+    ) -> tuple[Any, ...]:
+        options = options_of(alpha, style_size, norm, color, size)
+        before, after, line = self.service.stylize(photo, painting or style, options, files=(painting,))
+        settings = settings_of(options, "a painting" if painting else str(style))
+        path = self.service.file(after, "png", settings)
+        strip = [*(entry[0] for entry in earlier or []), path][-EARLIER:]
+        return (
+            (before, after.convert("RGB")),
+            line,
+            gr.DownloadButton(
+                value=path if fmt == "png" else self.service.file(after, fmt, settings), interactive=True
+            ),
+            gr.Button(interactive=True),
+            (path, settings),
+            gr.Gallery(strip, visible=len(strip) > 1),
+        )
+
+    def preview(self, photo: str | None, painting: str | None, style: str | None, *look: Any) -> tuple[Any, Any]:
+        found = self.service.preview(photo, painting or style, options_of(*look))
+        return (found, "Preview. Press Stylize for the full size.") if found else (gr.skip(), gr.skip())
+
+    def picked(self, event: gr.SelectData) -> str:
+        return self.service.thumbnails[event.index][1]
+
+    def show(self, earlier: list[Any], event: gr.SelectData) -> tuple[Any, str]:
+        with Image.open(earlier[event.index][0]) as image:
+            chosen = image.convert("RGB")
+        return (chosen, chosen), "An earlier result of this visit."
+
+    def other_format(self, made: tuple[str, dict[str, Any]] | None, fmt: str) -> Any:
+        if made is None:
+            return gr.skip()
+        with Image.open(made[0]) as image:
+            return gr.DownloadButton(value=self.service.file(image, fmt, made[1]))
+
+
+def _restored(
+    service: Service, alpha: gr.Slider, style_size: gr.Slider, networks: Mapping[str, str]
+) -> Callable[[gr.Request], list[Any]]:
+    """What a link says of the settings; what it does not say, or says wrongly, stays."""
+    names = {name for _, name in service.choices}
+
+    def restored(request: gr.Request) -> list[Any]:
+        given = request.query_params
+        found: list[Any] = [given["style"] if given.get("style") in names else gr.skip()]
+        for key, field in (("alpha", alpha), ("stroke", style_size)):
+            found.append(_number(given.get(key), field.minimum, field.maximum))
+        found.append(given["norm"] if given.get("norm") in networks else gr.skip())
+        found.append(given["color"] if given.get("color") in COLOURS else gr.skip())
+        found.append(_number(given.get("size"), 0, 10_000))
+        return found
+
+    return restored
+
+
+_COPY_LINK = """(style, alpha, stroke, norm, color, size) => {
+  const said = new URLSearchParams({style, alpha, stroke, norm, color, size});
+  const link = location.origin + location.pathname + '?' + said;
+  history.replaceState(null, '', link);
+  if (navigator.clipboard) navigator.clipboard.writeText(link).catch(() => {});
+}"""
+
+
+def options_of(alpha: float, style_size: float, norm: str | None, color: str | None, size: float | None) -> Options:
+    """The options that the fields of a tab say.
+
+    Raises:
+        gr.Error: for a value outside what is allowed.
+    """
+    with told():
+        return Options(
+            alpha=alpha,
+            style_size=round(style_size),
+            norm=norm or "adain",
+            color=color or "none",
+            size=round(size or 0),
+        )
+
+
+def _number(text: str | None, least: float, most: float) -> Any:
+    try:
+        value = float(text or "")
+    except ValueError:
+        return gr.skip()
+    return value if least <= value <= most else gr.skip()

@@ -1,0 +1,206 @@
+"""The endpoints, as gradio_client and plain HTTP see them."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from conftest import noise
+from gradio_client import Client, handle_file
+from PIL import Image
+
+from styleapp.errors import ImageError, OptionError
+from styleapp.web.server import Server, add_user, check_password, hash_password, make_app, read_users
+
+
+@pytest.fixture(scope="module")
+def client(url) -> Client:
+    return Client(url, verbose=False)
+
+
+def call(client: Client, photo: object, **changes: object):
+    arguments = {"painting": None, "style": "great-wave", "alpha": 0.6, "style_size": 64, "size": 0, **changes}
+    return client.predict(handle_file(photo) if photo else None, api_name="/stylize", **arguments)
+
+
+def test_endpoint_gives_what_the_python_api_gives(client, transfer, photo, tmp_path):
+    result, status = call(client, photo)
+    wanted = transfer.stylize(photo, "great-wave", alpha=0.6, style_size=64)
+    assert np.array_equal(np.asarray(Image.open(result)), np.asarray(wanted))
+    assert status.startswith("56 × 40 px in ")
+
+    noise(70, 80, seed=8).save(tmp_path / "painting.jpg")
+    result, _ = call(client, photo, painting=handle_file(tmp_path / "painting.jpg"), size=24, color="luma", norm="wct")
+    wanted = transfer.stylize(
+        photo, tmp_path / "painting.jpg", alpha=0.6, style_size=64, size=24, color="luma", norm="wct"
+    )
+    assert np.array_equal(np.asarray(Image.open(result)), np.asarray(wanted))
+
+
+def test_mix(client, transfer, photo):
+    weights = {"great-wave": 3, "the-visit": 1}
+    result, _ = client.predict(handle_file(photo), weights, 1, 0, api_name="/mix")
+    wanted = transfer.stylize(photo, weights, style_size=128)
+    assert np.array_equal(np.asarray(Image.open(result)), np.asarray(wanted))
+    with pytest.raises(Exception, match="JSON object such as"):
+        client.predict(handle_file(photo), ["great-wave"], 1, 0, api_name="/mix")
+
+
+def test_compare(client, photo):
+    found = client.predict(handle_file(photo), "great-wave", ["adain", "cin", "wct"], 32, api_name="/compare")
+    assert [c["method"] for c in found] == ["adain", "cin", "wct"]
+    assert found[0]["style_loss"] > 0 and found[0]["seconds"] > 0 and "needs a painting" in found[2]["reason"]
+
+
+def test_styles(client):
+    found = client.predict(api_name="/styles")
+    assert [s["name"] for s in found] == ["great-wave", "wheat-field", "the-visit"]
+    assert found[0]["artist"] == "A" and found[0]["learned"] == "true"
+
+
+def test_only_the_documented_endpoints_are_named(client):
+    named = client.view_api(return_format="dict")["named_endpoints"]
+    assert set(named) == {"/stylize", "/mix", "/compare", "/styles"}
+    page = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+    for name, about in named.items():
+        assert name in page
+        for parameter in about["parameters"]:
+            assert f"`{parameter['parameter_name']}`" in page, (name, parameter["parameter_name"])
+
+
+def test_plain_http(url, photo, transfer):
+    """Upload, call, wait, fetch, as docs/api.md says it for curl."""
+    with httpx.Client(base_url=url, timeout=30) as http:
+        path = http.post("/gradio_api/upload", files={"files": photo.read_bytes()}).json()[0]
+        image = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        data = [image, None, "great-wave", 1, 64, 0, "adain", "none"]
+        event = http.post("/gradio_api/call/stylize", json={"data": data}).json()["event_id"]
+        lines = http.get(f"/gradio_api/call/stylize/{event}").text.splitlines()
+        assert "event: complete" in lines
+        result = json.loads(next(line for line in lines if line.startswith("data: "))[6:])[0]
+        received = http.get(result["url"]).content
+    import io
+
+    wanted = np.asarray(transfer.stylize(photo, "great-wave", style_size=64))
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(received))), wanted)
+
+
+def test_16_bit_and_transparent_uploads(client, transfer, tmp_path):
+    Image.fromarray(np.linspace(0, 65535, 48 * 48).astype(np.uint16).reshape(48, 48)).save(tmp_path / "deep.png")
+    noise(40, 40, channels=4).save(tmp_path / "clear.png")
+    for name in ("deep.png", "clear.png"):
+        result, _ = call(client, tmp_path / name)
+        wanted = transfer.stylize(tmp_path / name, "great-wave", alpha=0.6, style_size=64)
+        assert np.array_equal(np.asarray(Image.open(result)), np.asarray(wanted))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"photo": None}, "Choose a photo first"),
+        ({"style": None}, "Choose a painting"),
+        ({"size": 5}, "at least 16 pixels, got 5"),
+        ({"alpha": 2}, "lpha must be from 0 to 1|greater than maximum"),
+        ({"norm": "adin"}, "did you mean 'adain'"),
+        ({"norm": "efdm"}, "needs a painting"),
+    ],
+)
+def test_errors_say_what_to_do(client, photo, changes, message):
+    changes = {"photo": photo, **changes}
+    with pytest.raises(Exception, match=message):
+        call(client, changes.pop("photo"), **changes)
+
+
+def test_bad_upload_names_the_file_but_not_its_place(client, tmp_path):
+    (tmp_path / "text.png").write_text("text")
+    with pytest.raises(Exception, match=r"text\.png") as error:
+        call(client, tmp_path / "text.png")
+    assert "gradio" not in str(error.value) and "/" not in str(error.value)
+
+
+def test_a_photo_of_too_many_pixels_is_refused_before_it_is_decoded(client, tmp_path, transfer, monkeypatch):
+    monkeypatch.setattr(transfer, "max_pixels", 1000)
+    noise(60, 60).save(tmp_path / "large.png")
+    with pytest.raises(Exception, match=r"large\.png.*megapixels"):
+        call(client, tmp_path / "large.png")
+
+
+def test_health_metrics_and_headers(url, client, photo):
+    call(client, photo)
+    assert httpx.get(f"{url}/healthz").json()["status"] == "ok"
+    metrics = httpx.get(f"{url}/metrics").text
+    done = next(line for line in metrics.splitlines() if 'kind="stylize",outcome="done"' in line)
+    assert int(done.split()[-1]) >= 1 and "styleapp_memory_bytes" in metrics
+    headers = httpx.get(url).headers
+    assert headers["x-content-type-options"] == "nosniff" and "default-src 'self'" in headers["content-security-policy"]
+    assert "server" not in headers
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../../../../etc/passwd", "pyproject.toml", "/proc/self/environ"])
+def test_no_file_of_the_machine_is_served(url, path):
+    for route in ("/gradio_api/file=", "/file="):
+        assert httpx.get(f"{url}{route}{path}").status_code in (403, 404)
+    data = {
+        "data": [{"path": path, "meta": {"_type": "gradio.FileData"}}, None, "great-wave", 1, 64, 0, "adain", "none"]
+    }
+    answer = httpx.post(f"{url}/gradio_api/call/stylize", json=data)
+    if answer.status_code == 200:
+        event = answer.json()["event_id"]
+        assert "event: error" in httpx.get(f"{url}/gradio_api/call/stylize/{event}").text
+
+
+def test_uploads_are_limited_in_bytes(service):
+    with Server(make_app(service, max_upload="2kb"), "127.0.0.1", 0) as server:
+        answer = httpx.post(f"{server.url}/gradio_api/upload", files={"files": b"x" * 5000})
+        assert answer.status_code == 413
+
+
+class TestPasswords:
+    def test_hashes(self):
+        stored = hash_password("correct horse")
+        assert "correct" not in stored and stored != hash_password("correct horse")
+        assert check_password("correct horse", stored) and not check_password("wrong horse", stored)
+
+    def test_files(self, tmp_path):
+        file = tmp_path / "users"
+        add_user(file, "ada", "correct horse")
+        add_user(file, "bob", "battery staple")
+        add_user(file, "ada", "another one")
+        users = read_users(file)
+        assert set(users) == {"ada", "bob"} and check_password("another one", users["ada"])
+        assert file.stat().st_mode & 0o077 == 0
+        for name, password in (("a:b", "long enough"), ("", "long enough"), ("c", "short")):
+            with pytest.raises(OptionError, match="at least 8 characters"):
+                add_user(file, name, password)
+        file.write_text("nobody\n")
+        with pytest.raises(OptionError, match="line 1: not a user"):
+            read_users(file)
+        with pytest.raises(ImageError, match="cannot be read"):
+            read_users(tmp_path / "gone")
+
+    def test_only_users_enter(self, service, photo):
+        with Server(make_app(service, users={"ada": hash_password("correct horse")}), "127.0.0.1", 0) as server:
+            assert httpx.get(f"{server.url}/gradio_api/info").status_code == 401
+            with httpx.Client(base_url=server.url) as http:
+                wrong = http.post("/login", data={"username": "ada", "password": "wrong"})
+                assert wrong.status_code == 400
+                right = http.post("/login", data={"username": "ada", "password": "correct horse"})
+                assert right.status_code == 200 and http.get("/gradio_api/info").status_code == 200
+            client = Client(server.url, auth=("ada", "correct horse"), verbose=False)
+            assert call(client, photo)[1].startswith("56 × 40")
+            assert httpx.get(f"{server.url}/healthz").status_code == 200
+
+
+def test_a_port_that_is_taken_is_told(url, service):
+    port = int(url.rsplit(":", 1)[1])
+    with pytest.raises(OptionError, match=f"port {port}"):
+        Server(make_app(service), "127.0.0.1", port)
+
+
+def test_nothing_is_bound_to_the_network_unless_told(url):
+    assert url.startswith("http://127.0.0.1:")
+    assert urllib.request.urlopen(url).status == 200

@@ -10,10 +10,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from styleapp import StyleTransfer
 from styleapp.allocator import keep_freed_memory
+from styleapp.compare import compare
 from styleapp.files import save_picture
+from styleapp.options import Options
 
 ROOT = Path(__file__).parent.parent
 STYLES = ("great-wave", "wheat-field", "pink-cloud", "the-visit", "two-poplars", "bewitched-mill")
+COMPARED = ("great-wave", "wheat-field", "the-visit")
 
 
 def grid(rows: list[list[tuple[str, Image.Image]]], side: int = 256) -> Image.Image:
@@ -54,6 +57,11 @@ def main() -> None:
         rows.append(row)
     save_picture(grid(rows), args.out / "grid.jpg")
     print(f"{args.out / 'grid.jpg'}: all of them side by side")
+
+    photo = transfer.fit(ROOT / "examples" / "astronaut.jpg", Options(size=384))
+    found = compare(transfer, photo, COMPARED, ["adain", "cin", "in", "adaln", "adagn:32"], Options(size=384))
+    save_picture(found.grid(), args.out / "compare.jpg")
+    print(f"{args.out / 'compare.jpg'}: three styles by five methods")
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def mix_tab(service: Service) -> None:
 
     def point(event: gr.SelectData) -> tuple[float, float]:
         side = STEPS * CELL
-        return tuple(min(1.0, max(0.0, (v - CELL / 2) / (side - CELL))) for v in event.index)  # type: ignore[return-value]
+        return tuple(round(min(1.0, max(0.0, (v - CELL / 2) / (side - CELL))), 2) for v in event.index)  # type: ignore[return-value]
 
     private: dict[str, Any] = {"api_visibility": "private"}
     button.click(render, [photo, x, y, *corners], [result, status], show_progress_on=result, **private, **MODEL)

@@ -122,8 +122,12 @@ def test_mix(visit, photo):
     pad.scroll_into_view_if_needed()
     box = pad.bounding_box()
     pad.click(position={"x": box["width"] * 0.98, "y": box["height"] * 0.5})
-    visitor.page.wait_for_timeout(1500)
-    assert float(visitor.page.get_by_role("spinbutton", name="number input for Left to right").input_value()) > 0.9
+    across = visitor.page.get_by_role("spinbutton", name="number input for Left to right")
+    for _ in range(100):
+        if float(across.input_value()) > 0.9:
+            break
+        visitor.page.wait_for_timeout(100)
+    assert float(across.input_value()) > 0.9
     visitor.shot("mix")
 
 

@@ -51,6 +51,20 @@ def table() -> str:
     for row in losses:
         text = f"content {row['content_loss']:.2f}, style {row['style_loss']:.2f}"
         rows.append((f"losses on 340 pairs at 512 px: {row['name']}", text, evaluate))
+    compared = load("compare")
+    for method, name in (("adain", "AdaIN"), ("cin", "CIN"), ("in", "IN, 3 styles")):
+        if method in compared["means"]:
+            found = compared["means"][method]
+            text = f"content {found['content']:.2f}, style {found['style']:.2f}"
+            rows.append((f"losses on the built-in styles at 512 px: {name}", text, f"`{compared['command']}`"))
+    web = load("web")
+    one = web["one_visitor_seconds"]
+    text = f"{one['picture_512']:.2f} s, {one['preview_256']:.2f} s"
+    rows.append(("the page: from the button to a picture of 512 × 512, to a preview", text, f"`{web['command']}`"))
+    text = f"{web['seconds_p50']:.1f} s, {web['seconds_p95']:.1f} s, {web['pictures_per_second']:.2f} pictures/s"
+    rows.append(
+        (f"the page with {web['clients']} clients at once: median, 95th percentile", text, f"`{web['command']}`")
+    )
     m = cpu["machine"]
     about = (
         f"Two cores of an {m['device']} ({m['instructions']}), torch {m['torch']}, {cpu['precision']}, "

@@ -243,7 +243,8 @@ def _page(c: Comparison) -> str:
         number = len(pictures) - 1
         label = html.escape(f"{name}. {note}", quote=True)
         return (
-            f'<button class="tile" data-i="{number}" aria-label="{label}"><img src="{source}" alt="{label}">'
+            f'<button class="tile" data-i="{number}" aria-label="{label}">'
+            f'<span class="view"><img src="{source}" alt="{label}"></span>'
             f"<b>{html.escape(name)}</b><small>{html.escape(note)}</small></button>"
         )
 

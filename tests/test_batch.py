@@ -377,3 +377,13 @@ class TestMore:
     def test_unknown_engine(self, run, tree):
         code, _, err = run("stylize", tree, "-s", "great-wave", "--engine", "rey")
         assert code == 2 and "did you mean 'ray'" in err
+
+    def test_a_photo_of_too_many_pixels(self, run, tree):
+        noise(64, 64).save(tree / "large.png")
+        code, _, err = run("stylize", tree, "-s", "great-wave", "-o", "out", "--max-megapixels", 0.002, *SIZE)
+        assert code == 1 and "4 done" in err and "large.png: 64x64 is" in err
+
+    def test_an_output_that_cannot_be_written_is_told_first(self, run, tree, tmp_path):
+        (tmp_path / "file").write_text("a file, not a folder")
+        code, _, err = run("stylize", tree, "-s", "great-wave", "-o", "file/out", *SIZE)
+        assert code == 2 and "cannot be written" in err and "done" not in err

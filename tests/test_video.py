@@ -18,18 +18,22 @@ av = pytest.importorskip("av")
 OPTIONS = Options(style_size=64)
 
 
-def film(path: Path, frames: list[np.ndarray], times: list[int] | None = None, *, sound: bool = False) -> Path:
-    """Frames at multiples of 1/25 s, nearly without loss, and a tone."""
+def film(
+    path: Path, frames: list[np.ndarray], times: list[int] | None = None, *, sound: bool = False, space: int = 5
+) -> Path:
+    """Frames at multiples of 1/25 s, nearly without loss, and a tone. ``space``: 5 for BT.601, 1 for BT.709."""
     with av.open(str(path), "w") as out:
         coder = out.add_stream("libx264", rate=25, options={"crf": "4"})
         coder.height, coder.width = frames[0].shape[:2]
         coder.pix_fmt = "yuv444p" if coder.height % 2 or coder.width % 2 else "yuv420p"
         coder.time_base = Fraction(1, 25)
+        coder.codec_context.colorspace, coder.codec_context.color_range = space, 1
         if sound:
             tone = out.add_stream("aac", rate=44100)
             tone.layout = "mono"
         for i, array in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(array, format="rgb24")
+            frame = frame.reformat(format=coder.pix_fmt, dst_colorspace=space, src_color_range=2, dst_color_range=1)
             frame.pts = i if times is None else times[i]
             frame.time_base = Fraction(1, 25)
             out.mux(coder.encode(frame))
@@ -90,10 +94,13 @@ def _image(array: np.ndarray):
     return Image.fromarray(array.astype(np.uint8))
 
 
-def test_colours_are_right(transfer, tmp_path):
+@pytest.mark.parametrize("space", [5, 1])
+def test_colours_are_right(transfer, tmp_path, space):
     """At strength 0 the film comes back, in the colour space that it was in."""
     flat = [np.full((64, 64, 3), colour, np.uint8) for colour in ((200, 40, 30), (30, 180, 60), (20, 60, 210))]
-    source = film(tmp_path / "a.mp4", flat)
+    source = film(tmp_path / "a.mp4", flat, space=space)
+    for a, b in zip(flat, read(source)[0], strict=True):
+        assert np.abs(a - b).max() <= 4  # the film of this test is what it says
     stylize_video(transfer, source, tmp_path / "b.mp4", "great-wave", Options(style_size=64, alpha=0.0))
     for a, b in zip(read(source)[0], read(tmp_path / "b.mp4")[0], strict=True):
         assert np.abs(a - b).max() <= 4

@@ -18,6 +18,7 @@ from PIL import Image
 
 from styleapp.batch import Settings, Task, Worker, find_photos, make_jobs
 from styleapp.batch.processes import run_processes, settings_of_workers
+from styleapp.errors import DeviceError
 from styleapp.options import Options
 
 OPTIONS = Options(style_size=64)
@@ -152,6 +153,16 @@ def _poisoned(connection, given):
 
     work.Worker._read = ends
     processes._work(connection, given)
+
+
+def _ends(connection, given):
+    os._exit(3)
+
+
+def test_a_worker_that_ends_at_once_is_not_started_for_ever(weights, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("styleapp.batch.processes._work", _ends)
+    with pytest.raises(DeviceError, match="ended with code 3 before it began"):
+        list(run_processes([settings(weights)] * 2, tasks_of(photos, tmp_path / "out")))
 
 
 def test_shares_of_the_machine(monkeypatch):

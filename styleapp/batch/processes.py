@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from styleapp.batch.work import Done, Settings, Task, Worker
-from styleapp.errors import StyleError
+from styleapp.errors import DeviceError, StyleError
 
 __all__ = ["run_processes", "settings_of_workers"]
 
@@ -54,6 +54,7 @@ class _Process:
         theirs.close()
         self.in_hand: dict[str, tuple[Task, int]] = {}
         self.credit = 0
+        self.ready = False
         self.told_to_end = False
 
     def send(self, task: Task, attempt: int) -> None:
@@ -98,7 +99,7 @@ def run_processes(each: Sequence[Settings], tasks: Iterable[Task]) -> Iterator[D
                     worker.credit += 1
                     yield message
                 elif isinstance(message, int):
-                    worker.credit = message
+                    worker.credit, worker.ready = message, True
                 elif isinstance(message, StyleError):
                     raise message
                 else:
@@ -123,11 +124,13 @@ def _lost(worker: _Process, again: deque[tuple[Task, int]]) -> Iterator[Done]:
     """What a worker that ended had in hand: to be tried again, or, the second time, failed."""
     worker.process.join()
     code = worker.process.exitcode
+    how = f"by signal {-code}" if code is not None and code < 0 else f"with code {code}"
+    if not worker.ready:
+        raise DeviceError(f"a worker process ended {how} before it began; is there memory for another network?")
     for task, attempt in worker.in_hand.values():
         if attempt < ATTEMPTS:
             again.append((task, attempt + 1))
         else:
-            how = f"by signal {-code}" if code is not None and code < 0 else f"with code {code}"
             yield Done(task.job, error=f"{task.job.photo}: the worker process ended {how}, {ATTEMPTS} times")
 
 

@@ -27,6 +27,10 @@ from styleapp.training.losses import content_loss, style_loss
 __all__ = ["ConditionalOptions", "Learned", "learn_code", "read_paintings", "train_conditional"]
 
 
+CROPS = 24
+"""Of photos, to learn a single code on."""
+
+
 def read_paintings(folder: Path, style_size: int, names: Sequence[str] = ()) -> dict[str, Tensor]:
     """The paintings of a folder by their names, (1, 3, H, W), the short side at ``style_size``.
 
@@ -140,7 +144,9 @@ class _Run(Run):
 
     def _loss(self, photo: Tensor, rows: Tensor, strength: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         wanted = [StyleCode(c.gamma[rows], c.beta[rows]) for c in self.wanted]
-        return _losses(self.stylizer, photo, self.model.code(rows), wanted, strength, self.options)
+        return _losses(
+            self.stylizer, photo, _seen(self.encoder, photo), self.model.code(rows), wanted, strength, self.options
+        )
 
     def state(self) -> dict[str, Tensor]:
         """Decoder and codes."""
@@ -177,9 +183,17 @@ def _layer_codes(encoder: Encoder, image: Tensor) -> list[StyleCode]:
     return [code_from_moments(moments(f)) for f in encoder.features(image)]
 
 
+@torch.no_grad()
+def _seen(encoder: Encoder, photo: Tensor) -> tuple[Tensor, list[StyleCode]]:
+    """What the encoder finds in photos: their features at relu4_1, and the moments at each layer."""
+    features = encoder.features(photo)
+    return features[-1], [code_from_moments(moments(f)) for f in features]
+
+
 def _losses(
     stylizer: Stylizer,
     photo: Tensor,
+    seen: tuple[Tensor, list[StyleCode]],
     code: StyleCode,
     wanted: Sequence[StyleCode],
     strength: Tensor,
@@ -188,25 +202,25 @@ def _losses(
     """Content, style and identity loss of every photo in ``pairs`` styles each, one block of photos after another.
 
     Args:
+        seen: of :func:`_seen`.
         code: (N·pairs, C, 1, 1), of the network.
         wanted: what the encoder finds in the paintings, at relu1_1 to relu4_1.
         strength: (N·pairs, 1, 1, 1); a sample of strength 0 passes no norm, and its wanted style is the photo's own.
     """
-    encoder, pairs = stylizer.encoder, options.pairs
+    pairs = options.pairs
+    features, own = seen
     with torch.no_grad():
-        features = encoder.features(photo)
-        own = [code_from_moments(moments(f)) for f in features]
         tiled = [StyleCode(c.gamma.repeat(pairs, 1, 1, 1), c.beta.repeat(pairs, 1, 1, 1)) for c in own]
         goal = [a.lerp(b, strength) for a, b in zip(tiled, wanted, strict=True)]
-        source = features[-1].repeat(pairs, 1, 1, 1)
+        source = features.repeat(pairs, 1, 1, 1)
         target = stylizer.apply_code(source, goal[-1])
     with torch.autocast(photo.device.type, torch.bfloat16, enabled=options.bf16):
         picture = stylizer.restyled(source, code, strength)
     picture = picture[..., : photo.shape[-2], : photo.shape[-1]]
-    seen = encoder.features(picture)
-    found = [code_from_moments(moments(f)) for f in seen]
+    found = stylizer.encoder.features(picture)
+    codes = [code_from_moments(moments(f)) for f in found]
     pixel = (picture.float() - photo.repeat(pairs, 1, 1, 1)).square() * (1 - strength)
-    return content_loss(seen[-1], target).mean(), style_loss(found, goal).mean(), pixel.mean()
+    return content_loss(found[-1], target).mean(), style_loss(codes, goal).mean(), pixel.mean()
 
 
 @dataclass(frozen=True)
@@ -261,20 +275,26 @@ def learn_code(
     optimizer = torch.optim.Adam([gamma, beta], lr=lr)
     one = torch.ones(1, 1, 1, 1, device=device)
 
-    def losses_of(photo: Tensor, code: StyleCode) -> tuple[Tensor, Tensor]:
-        return _losses(stylizer, photo.to(device), code, wanted, one, options)[:2]
+    def looked_at(photo: Tensor) -> tuple[Tensor, tuple[Tensor, list[StyleCode]]]:
+        photo = photo.to(device, memory_format=torch.channels_last)
+        return photo, _seen(stylizer.encoder, photo)
+
+    def losses_of(crop: tuple[Tensor, tuple[Tensor, list[StyleCode]]], code: StyleCode) -> tuple[Tensor, Tensor]:
+        return _losses(stylizer, *crop, code, wanted, one, options)[:2]
 
     @torch.no_grad()
     def means(code: StyleCode) -> tuple[float, float]:
-        found = torch.tensor([losses_of(_centre(photo, size), code) for photo in photos]).mean(0)
+        found = torch.tensor([losses_of(looked_at(_centre(photo, size)), code) for photo in photos]).mean(0)
         return float(found[0]), float(found[1])
 
     draw = torch.Generator().manual_seed(seed)
+    # So many crops, looked at once: encoding them anew in each step would take a quarter of the time.
+    count = min(steps, max(CROPS, len(photos)))
+    crops = [looked_at(_random_crop(photos[i % len(photos)], size, draw)) for i in range(count)]
     for step in range(steps):
-        photo = _random_crop(photos[step % len(photos)], size, draw)
         for group in optimizer.param_groups:
             group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
-        content, style = losses_of(photo, StyleCode(gamma, beta))
+        content, style = losses_of(crops[step % count], StyleCode(gamma, beta))
         loss = content + style_weight * style
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

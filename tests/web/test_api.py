@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import signal
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -83,7 +88,6 @@ def test_plain_http(url, photo, transfer):
         assert "event: complete" in lines
         result = json.loads(next(line for line in lines if line.startswith("data: "))[6:])[0]
         received = http.get(result["url"]).content
-    import io
 
     wanted = np.asarray(transfer.stylize(photo, "great-wave", style_size=64))
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(received))), wanted)
@@ -204,3 +208,34 @@ def test_a_port_that_is_taken_is_told(url, service):
 def test_nothing_is_bound_to_the_network_unless_told(url):
     assert url.startswith("http://127.0.0.1:")
     assert urllib.request.urlopen(url).status == 200
+
+
+def test_the_command_serves_until_ctrl_c(weights, tmp_path):
+    env = {**os.environ, "STYLEAPP_WEIGHTS": str(weights), "PYTHONPATH": str(Path(__file__).parents[2])}
+    add_user(tmp_path / "users", "ada", "correct horse")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "styleapp", "web", "--port", "0", "--auth-file", "users", "--max-pixels", "1MP"],
+        cwd=tmp_path,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        address = process.stdout.readline().split()[0]
+        assert httpx.get(f"{address}/healthz").json()["status"] == "ok"
+        assert httpx.get(f"{address}/gradio_api/info").status_code == 401
+    finally:
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Traceback" not in err, err
+
+
+def test_bad_options_of_the_command(run, tmp_path):
+    for args, message in (
+        (("--max-pixels", "many"), "--max-pixels is a size such as 40MP"),
+        (("--max-upload", "lots"), "such as 2GB"),
+        (("--auth-file", "gone"), "gone: cannot be read"),
+    ):
+        code, _, err = run("web", *args)
+        assert code in (1, 2) and message in err, err

@@ -106,6 +106,11 @@ def test_compare(visit, photo):
     assert frame.locator("#rn").inner_text().startswith("cin")
     frame.locator("#slider").fill("20")
     assert frame.locator("#over").evaluate("e => e.style.width") == "20%"
+    frame.get_by_role("button", name="Larger").click()
+    scales = frame.locator("#left, #right, .view img").evaluate_all(
+        "all => all.map(e => new DOMMatrix(getComputedStyle(e).transform).a)"
+    )
+    assert len(scales) == 2 + 5 and set(scales) == {1.5}, "all pictures are enlarged in step"
     visitor.shot("compare")
     visitor.button("All numbers of groups")
     frame.get_by_role("button", name="adagn:16").wait_for(timeout=30_000)

@@ -49,15 +49,12 @@ def visitor(url: str) -> dict[str, float]:
     from visitor import Visitor, chromium
 
     def timed(act: Any, text: str) -> float:
-        page.evaluate("() => { document.querySelector('#status').dataset.mark = '' }")
-        before = page.locator("#result img").last.get_attribute("src") if page.locator("#result img").count() else ""
         begin = time.perf_counter()
         act()
         page.wait_for_function(
-            "([text, before]) => { const i = [...document.querySelectorAll('#result img')].pop();"
-            "const said = document.querySelector('#status').innerText;"
-            "return i && i.src !== before && i.complete && said.includes(text) }",
-            arg=[text, before],
+            "text => { const said = document.querySelector('#status').innerText;"
+            "return said.includes(text) && [...document.querySelectorAll('#result img')].every(i => i.complete) }",
+            arg=text,
             polling=10,
         )
         return time.perf_counter() - begin
@@ -73,7 +70,9 @@ def visitor(url: str) -> dict[str, float]:
     full, previews = [], []
     for key in ("ArrowLeft", "ArrowRight", "ArrowLeft", "ArrowRight", "ArrowLeft"):
         full.append(timed(functools.partial(guest.button, "Stylize"), "px in"))
+        page.wait_for_timeout(500)
         previews.append(timed(functools.partial(strength.press, key), "Preview"))
+        page.wait_for_timeout(500)
     guest.context.close()
     browsers.close()
     return {

@@ -352,7 +352,8 @@ def fill(folder: Path) -> set[str]:
 
 def test_memory_does_not_grow(weights, tmp_path):
     """Of this process, between the 100th and the 1,000th image."""
-    psutil = pytest.importorskip("psutil")
+    import psutil
+
     noise(96, 96).save(tmp_path / "a.png")
     photos = [tmp_path / f"{i}.png" for i in range(1000)]
     for path in photos:

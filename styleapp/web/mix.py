@@ -90,10 +90,10 @@ def mix_tab(service: Service) -> None:
     private: dict[str, Any] = {"api_visibility": "private"}
     button.click(render, [photo, x, y, *corners], [result, status], show_progress_on=result, **private, **MODEL)
     for slider in (x, y):
-        slider.release(
+        slider.change(
             preview, [photo, x, y, *corners], result, trigger_mode="always_last", show_progress="hidden",
             **private, **MODEL,
         )  # fmt: skip
     for field in (photo, *corners):
         field.change(square, [photo, *corners], pad, trigger_mode="always_last", **private, **MODEL)
-    pad.select(point, None, [x, y], **private).then(preview, [photo, x, y, *corners], result, **private, **MODEL)
+    pad.select(point, None, [x, y], **private)

@@ -20,7 +20,7 @@ from PIL import Image
 from styleapp.errors import OptionError, StyleError
 from styleapp.files import save_picture
 from styleapp.images import Metadata, Picture, from_pil, to_pil
-from styleapp.memory import resident
+from styleapp.memory import release_freed_memory, resident
 from styleapp.options import Options
 from styleapp.pipeline import Style, StyleTransfer
 from styleapp.weights import BuiltInStyle
@@ -32,6 +32,7 @@ PREVIEW = 256
 
 FORMATS = ("png", "jpg", "webp")
 KEPT_SECONDS = 3600
+TIDY_EVERY = 10
 
 
 class Service:
@@ -98,6 +99,8 @@ class Service:
             self._lock.release()
             self.counts[kind, outcome] += 1
             self.seconds[kind] += time.perf_counter() - start
+            if sum(self.counts.values()) % TIDY_EVERY == 0:
+                release_freed_memory()  # requests come in many threads, and each leaves some behind
 
     def stylize(
         self,

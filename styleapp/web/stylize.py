@@ -94,7 +94,7 @@ def stylize_tab(service: Service, page: gr.Blocks) -> None:
     does = _Handlers(service)
     outputs = [result, status, download, again, made, earlier]
     private = {"api_visibility": "private"}
-    moved = [f.release for f in (alpha, style_size)] + [f.change for f in (style, norm, color, photo, painting)]
+    moved = [f.change for f in (alpha, style_size, style, norm, color, photo, painting)]
     live = [
         event(
             does.preview,

@@ -161,7 +161,7 @@ def _ends(connection, given):
 
 def test_a_worker_that_ends_at_once_is_not_started_for_ever(weights, photos, tmp_path, monkeypatch):
     monkeypatch.setattr("styleapp.batch.processes._work", _ends)
-    with pytest.raises(DeviceError, match="ended with code 3 before it began"):
+    with pytest.raises(DeviceError, match="end with code 3 before they begin"):
         list(run_processes([settings(weights)] * 2, tasks_of(photos, tmp_path / "out")))
 
 

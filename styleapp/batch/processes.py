@@ -72,7 +72,7 @@ def run_processes(each: Sequence[Settings], tasks: Iterable[Task]) -> Iterator[D
     source = iter(tasks)
     again: deque[tuple[Task, int]] = deque()
     workers = [_Process(settings) for settings in each]
-    more = True
+    more, stillborn = True, 0
     try:
         while workers:
             for worker in workers:
@@ -104,6 +104,11 @@ def run_processes(each: Sequence[Settings], tasks: Iterable[Task]) -> Iterator[D
                     raise message
                 else:
                     workers.remove(worker)
+                    stillborn += not worker.ready
+                    if stillborn > len(each):
+                        raise DeviceError(
+                            f"worker processes end {_end_of(worker)} before they begin: too little memory?"
+                        )
                     yield from _lost(worker, again)
                     if not worker.told_to_end or worker.in_hand:
                         workers.append(_Process(worker.settings))
@@ -122,16 +127,18 @@ def _quietly_send(worker: _Process, message: Any) -> None:
 
 def _lost(worker: _Process, again: deque[tuple[Task, int]]) -> Iterator[Done]:
     """What a worker that ended had in hand: to be tried again, or, the second time, failed."""
-    worker.process.join()
-    code = worker.process.exitcode
-    how = f"by signal {-code}" if code is not None and code < 0 else f"with code {code}"
-    if not worker.ready:
-        raise DeviceError(f"a worker process ended {how} before it began; is there memory for another network?")
+    how = _end_of(worker)
     for task, attempt in worker.in_hand.values():
         if attempt < ATTEMPTS:
             again.append((task, attempt + 1))
         else:
             yield Done(task.job, error=f"{task.job.photo}: the worker process ended {how}, {ATTEMPTS} times")
+
+
+def _end_of(worker: _Process) -> str:
+    worker.process.join()
+    code = worker.process.exitcode
+    return f"by signal {-code}" if code is not None and code < 0 else f"with code {code}"
 
 
 def _work(connection: Connection, settings: Settings) -> None:

@@ -126,7 +126,7 @@ def test_mix(visit, photo):
     pad = visitor.page.locator("#pad img")
     pad.scroll_into_view_if_needed()
     box = pad.bounding_box()
-    pad.click(position={"x": box["width"] * 0.98, "y": box["height"] * 0.5})
+    pad.click(position={"x": box["width"] * 0.92, "y": box["height"] * 0.5})
     across = visitor.page.get_by_role("spinbutton", name="number input for Left to right")
     for _ in range(100):
         if float(across.input_value()) > 0.9:

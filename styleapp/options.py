@@ -105,7 +105,7 @@ class BatchOptions:
             the i-th), or random:K (K styles for each photo).
         seed: of pairs random.
         workers: processes that stylize; 0 for one on a CPU and one on each GPU.
-        batch_size: photos of equal size that go through the network at once; 0 for what suits the device.
+        batch_size: photos of equal size that go through the network at once; auto for what suits the device.
         engine: local (this machine) or ray (a cluster).
         address: of the Ray cluster; empty to start one on this machine.
         retry_failed: only what failed in the run before.
@@ -116,7 +116,7 @@ class BatchOptions:
     pairs: str = ""
     seed: int = 0
     workers: int = 0
-    batch_size: int = 0
+    batch_size: str = "auto"
     engine: str = "local"
     address: str = ""
     retry_failed: bool = False
@@ -126,7 +126,9 @@ class BatchOptions:
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise unknown_name("engine", self.engine, ENGINES)
-        for name in ("workers", "batch_size", "max_failures"):
+        if self.batch_size != "auto" and not (self.batch_size.isdigit() and int(self.batch_size) >= 1):
+            raise OptionError(f"batch_size is auto or at least 1, got {self.batch_size!r}")
+        for name in ("workers", "max_failures"):
             if getattr(self, name) < 0:
                 raise OptionError(f"{name} must be 0 or more, got {getattr(self, name)}")
 

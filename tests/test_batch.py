@@ -374,6 +374,14 @@ class TestMore:
         code, _, err = run("stylize", tree, "-s", "great-wave", "-o", "out", *SIZE)
         assert code == 1 and "Permission denied" in err
 
+    def test_batches(self, run, tree, tmp_path):
+        args = ("stylize", tree, "-s", "great-wave", *SIZE)
+        assert run(*args, "-o", "one", "--batch-size", "auto")[0] == 0
+        assert run(*args, "-o", "many", "--batch-size", 4)[0] == 0
+        assert outputs(tmp_path / "one") == outputs(tmp_path / "many")
+        code, _, err = run(*args, "-o", "bad", "--batch-size", 0)
+        assert code == 2 and "batch_size is auto or at least 1" in err
+
     def test_unknown_engine(self, run, tree):
         code, _, err = run("stylize", tree, "-s", "great-wave", "--engine", "rey")
         assert code == 2 and "did you mean 'ray'" in err

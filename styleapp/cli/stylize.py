@@ -96,7 +96,8 @@ def stylize(
         raise OptionError("a --style is needed, or a --region with one")
     if as_bytes and content != ["-"]:
         raise OptionError("--bytes takes one image from standard input: CONTENT must be -")
-    settings = Settings(options, device, precision, round(max_megapixels * 1e6), quality, many.batch_size)
+    batch_size = 0 if many.batch_size == "auto" else int(many.batch_size)
+    settings = Settings(options, device, precision, round(max_megapixels * 1e6), quality, batch_size)
     wanted = Wanted(content, style, out or "out", fmt, overwrite, as_json)
     folders = any(is_many(text) for text in content if not as_bytes) or any(Path(s).is_dir() for s in style)
     if not (folders or many != BatchOptions() or dry_run or watch):

@@ -24,7 +24,7 @@ COLOUR_NAMES = {
     "histogram": "the painting, with the photo's histogram",
     "palette": "only the palette, no strokes",
 }
-NETWORKS = {"adain": "AdaIN: any painting", "cin": "CIN: learned styles"}
+NETWORKS = {"auto": "CIN for the styles that it has learned, else AdaIN", "adain": "AdaIN", "cin": "CIN"}
 
 
 def stylize_tab(service: Service, page: gr.Blocks) -> None:
@@ -50,10 +50,10 @@ def stylize_tab(service: Service, page: gr.Blocks) -> None:
                 painting = upload("Painting", 200)
                 gr.Markdown("While there is a painting here, it is the style.", elem_classes="hint")
             alpha = gr.Slider(0, 1, defaults.alpha, step=0.05, label="Strength")
-            style_size = stroke_field(service)
+            style_size = stroke_field(service, "Stroke size (AdaIN; learned styles have their own)")
             with gr.Accordion("More", open=False):
-                networks = {k: v for k, v in NETWORKS.items() if k == "adain" or service.learned}
-                norm = gr.Dropdown([(v, k) for k, v in networks.items()], value="adain", label="Network")
+                networks = {k: v for k, v in NETWORKS.items() if k != "cin" or service.learned}
+                norm = gr.Dropdown([(v, k) for k, v in networks.items()], value="auto", label="Network")
                 color = gr.Dropdown([(COLOUR_NAMES[c], c) for c in COLOURS], value="none", label="Colours")
                 size = gr.Number(defaults.size, label="Short side of the result (0: as the photo)", precision=0)
         with gr.Column(scale=3, min_width=320):
@@ -139,7 +139,7 @@ class _Handlers:
         fmt: str,
         earlier: list[Any] | None,
     ) -> tuple[Any, ...]:
-        options = options_of(alpha, style_size, norm, color, size)
+        options = options_of(alpha, style_size, self.network(norm, style, painting, color), color, size)
         before, after, line = self.service.stylize(photo, painting or style, options, files=(painting,))
         settings = settings_of(options, "a painting" if painting else str(style))
         path = self.service.file(after, "png", settings)
@@ -156,8 +156,17 @@ class _Handlers:
         )
 
     def preview(self, photo: str | None, painting: str | None, style: str | None, *look: Any) -> tuple[Any, Any]:
-        found = self.service.preview(photo, painting or style, options_of(*look))
+        alpha, style_size, norm, color, size = look
+        options = options_of(alpha, style_size, self.network(norm, style, painting, color), color, size)
+        found = self.service.preview(photo, painting or style, options)
         return (found, "Preview. Press Stylize for the full size.") if found else (gr.skip(), gr.skip())
+
+    def network(self, norm: str, style: str | None, painting: str | None, color: str) -> str:
+        """What "auto" stands for: the thumbnails show the same."""
+        if norm != "auto":
+            return norm
+        named = painting is None and style in self.service.learned and color in ("none", "luma")
+        return "cin" if named else "adain"
 
     def picked(self, event: gr.SelectData) -> str:
         return self.service.thumbnails[event.index][1]

@@ -23,10 +23,10 @@ def test_a_visitor_stylizes_a_photo(visit, photo, transfer, name, width, dark):
     with page.expect_download() as download:
         page.get_by_role("button", name="Download", exact=True).locator("visible=true").first.click()
     found = Image.open(download.value.path())
-    wanted = transfer.stylize(photo, "great-wave", style_size=128)  # the slider begins at the largest of the gallery
+    wanted = transfer.stylize(photo, "great-wave", norm="cin")  # what the page takes for a style that is learned
     assert np.array_equal(np.asarray(found), np.asarray(wanted))
     said = json.loads(found.getexif()[0x010E])
-    assert said["style"] == "great-wave" and said["alpha"] == 1
+    assert said["style"] == "great-wave" and said["alpha"] == 1 and said["norm"] == "cin"
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
@@ -216,3 +216,18 @@ def test_no_serious_barrier(visit, tab):
     found = axe.Axe().run(visitor.page).response["violations"]
     serious = [v for v in found if v["impact"] in ("serious", "critical")]
     assert not serious, [(v["id"], v["nodes"][0]["html"][:300]) for v in serious]
+
+
+def test_a_painting_of_ones_own_goes_through_adain(visit, photo, transfer, tmp_path):
+    noise(64, 64, seed=9).save(tmp_path / "painting.png")
+    visitor = visit()
+    visitor.upload(photo)
+    visitor.page.get_by_text("Or your own painting").first.click()
+    visitor.page.wait_for_timeout(500)
+    visitor.upload(tmp_path / "painting.png", nth=-1)
+    visitor.button("Stylize")
+    visitor.page.get_by_text("56 × 40 px in").wait_for(timeout=20_000)
+    with visitor.page.expect_download() as download:
+        visitor.page.get_by_role("button", name="Download", exact=True).locator("visible=true").first.click()
+    wanted = transfer.stylize(photo, tmp_path / "painting.png", style_size=128)
+    assert np.array_equal(np.asarray(Image.open(download.value.path())), np.asarray(wanted))

@@ -215,6 +215,19 @@ class TestRay:
         assert sorted(set(seen)) == [f"{i:02}.png" for i in range(60)]
         assert contents(tmp_path / "one") == contents(tmp_path / "ray")
 
+    def test_it_stops_when_it_is_told(self, weights, tmp_path):
+        from styleapp.batch.cluster import run_ray
+
+        folder = tmp_path / "in"
+        folder.mkdir()
+        for i in range(60):
+            noise(40, 48, seed=i).save(folder / f"{i:02}.png")
+        seen: list[str] = []
+        run = run_ray(settings(weights), tasks_of(folder, tmp_path / "ray"), workers=1, stop=lambda: len(seen) >= 3)
+        for done in run:
+            seen.append(done.job.photo.name)
+        assert len(seen) == 3
+
 
 def kill_one(name: str) -> int:
     found = subprocess.run(["pgrep", "-f", name], capture_output=True, text=True, check=False).stdout.split()

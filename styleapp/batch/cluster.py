@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -30,11 +30,19 @@ class _Actor:
         return {"done": list(self.worker.run(batch["task"]))}
 
 
-def run_ray(settings: Settings, tasks: Iterable[Task | None], *, workers: int = 0, address: str = "") -> Iterator[Done]:
+def run_ray(
+    settings: Settings,
+    tasks: Iterable[Task | None],
+    *,
+    workers: int = 0,
+    address: str = "",
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Done]:
     """As :meth:`Worker.run`, on a cluster. Back-pressure, and retries of what a lost actor had in hand, are Ray's.
 
     Args:
         workers: actors; 0 for one a GPU, or one for every few cores, that the cluster has.
+        stop: asked after each outcome, as Ray takes many tasks at once; what the actors then have in hand is given up.
         address: of the cluster, "auto" for the one that this machine belongs to; empty to start one here.
 
     Raises:
@@ -73,3 +81,5 @@ def run_ray(settings: Settings, tasks: Iterable[Task | None], *, workers: int = 
         )
         for row in done.iter_rows():
             yield row["done"]
+            if stop():
+                return

@@ -81,7 +81,9 @@ def stylize_many(wanted: Wanted, settings: Settings, many: BatchOptions, *, dry_
         return
     transfer, name = prepared(settings, jobs)
     with Journal(folder, name) as journal, stopping() as stopped:
-        failures = work_through(wanted, many, jobs, journal, stopped, engine_of(settings, many, transfer))
+        failures = work_through(
+            wanted, many, jobs, journal, stopped, lambda stop: engine_of(settings, many, transfer, stop)
+        )
     if stopped():
         raise typer.Exit(128 + stopped())
     if failures:
@@ -154,7 +156,9 @@ def prepared(settings: Settings, jobs: Sequence[Job]) -> tuple[StyleTransfer, st
     return transfer, settings_hash(settings.options, transfer.precision, settings.quality, checksum)
 
 
-def engine_of(settings: Settings, many: BatchOptions, transfer: StyleTransfer) -> Engine:
+def engine_of(
+    settings: Settings, many: BatchOptions, transfer: StyleTransfer, stop: Callable[[], bool] = lambda: False
+) -> Engine:
     """In this process, in several, or on a Ray cluster."""
     from styleapp.batch.processes import run_processes, settings_of_workers
     from styleapp.batch.work import Worker
@@ -162,7 +166,7 @@ def engine_of(settings: Settings, many: BatchOptions, transfer: StyleTransfer) -
     if many.engine == "ray":
         from styleapp.batch.cluster import run_ray
 
-        return lambda tasks: run_ray(settings, tasks, workers=many.workers, address=many.address)
+        return lambda tasks: run_ray(settings, tasks, workers=many.workers, address=many.address, stop=stop)
     each = settings_of_workers(settings, many.workers)
     if len(each) == 1:
         return Worker(each[0], transfer).run
@@ -175,7 +179,7 @@ def work_through(
     jobs: Sequence[Job],
     journal: Journal,
     stopped: Callable[[], int],
-    engine: Engine,
+    engine_with: Callable[[Callable[[], bool]], Engine],
 ) -> list[Done]:
     """Do the jobs and tell each outcome; the failures."""
     from styleapp.batch import run_jobs
@@ -189,7 +193,7 @@ def work_through(
         return bool(stopped()) or (limit > 0 and len(failures) >= limit)
 
     with progress_bar("photos") as advance:
-        for done in run_jobs(engine, jobs, journal, overwrite=wanted.overwrite, stop=enough):
+        for done in run_jobs(engine_with(enough), jobs, journal, overwrite=wanted.overwrite, stop=enough):
             kind = "failed" if done.error else "skipped" if done.skipped else "done"
             counts[kind] += 1
             advance(sum(counts.values()), len(jobs), f"{counts['failed']} failed" if counts["failed"] else "")
@@ -254,7 +258,7 @@ def watch_folder(wanted: Wanted, settings: Settings, many: BatchOptions) -> None
             new = [j for j, state in found.items() if seen.get(str(j.target)) != state]
             seen |= {str(j.target): state for j, state in found.items()}
             if new:
-                work_through(wanted, many, new, journal, stopped, engine)
+                work_through(wanted, many, new, journal, stopped, lambda _: engine)
             if stopped():
                 raise typer.Exit(128 + stopped())
             next(changes, None)

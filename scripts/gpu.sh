@@ -4,6 +4,7 @@
 #   scripts/gpu.sh train [MINUTES]   the release decoder: full width, 60,000 steps of 16 pairs at 256 px
 #   scripts/gpu.sh cin [MINUTES]     the CIN network: 24 paintings, 30,000 steps; after the decoder, from which it starts
 #   scripts/gpu.sh in [MINUTES]      IN networks for three paintings, 10,000 steps each, from the CIN network
+#   scripts/gpu.sh ablation [MINUTES] small decoders with norms inside, 10,000 steps each
 #   scripts/gpu.sh evaluate          losses of what lies in runs/, on data/eval
 #   scripts/gpu.sh test              the tests (without the web page, which needs gradio)
 #   scripts/gpu.sh bench             timings to benchmarks/
@@ -20,11 +21,12 @@ mkdir -p "$RUNS"
 
 if [ -n "$TOY" ]; then
     DEVICE=auto TRAIN=(--width 0.0625 --steps 3 --batch-size 2 --pairs 1 --size 32)
-    CIN=(--width 0.0625 --steps 3 --batch-size 1 --pairs 1 --size 32 --style-size 32) IN=("${CIN[@]}") SIZES=(32) RUNS_TIMED=1 EVAL=32
+    CIN=(--width 0.0625 --steps 3 --batch-size 1 --pairs 1 --size 32 --style-size 32) IN=("${CIN[@]}") ABLATION=(--steps 1) SIZES=(32) RUNS_TIMED=1 EVAL=32
 else
     DEVICE=cuda TRAIN=(--width 1 --steps 60000 --batch-size 8 --pairs 2 --size 256 --lr 1e-3 --identity-weight 100 --compile)
     CIN=(--width 1 --steps 30000 --batch-size 8 --pairs 2 --size 256 --lr 6e-4 --identity-weight 100 --compile)
     IN=(--width 1 --steps 10000 --batch-size 8 --pairs 1 --size 256 --lr 4e-4 --identity-weight 100 --compile)
+    ABLATION=(--steps 10000 --size 256 --compile)
     SIZES=(256 512 1024 2048) RUNS_TIMED=20 EVAL=512
 fi
 OUT=$RUNS/adain_decoder.safetensors
@@ -46,6 +48,11 @@ instance() {
             --out "$RUNS/in_$style.safetensors" --init "$RUNS/cin.safetensors" --device "$DEVICE" \
             --minutes "${1:-3}" --sample-minutes 4 "${IN[@]}"
     done
+}
+
+ablation() {
+    "$PYTHON" scripts/ablation.py train --content "$DATA/train/content" --style "$DATA/train/style" --runs "$RUNS" \
+        --device "$DEVICE" --minutes "${1:-8.5}" "${ABLATION[@]}"
 }
 
 evaluate() {
@@ -78,8 +85,9 @@ case ${1:-} in
     evaluate) evaluate ;;
     cin) cin "${2:-}" ;;
     in) instance "${2:-}" ;;
+    ablation) ablation "${2:-}" ;;
     test) run_tests ;;
     bench) bench ;;
-    all) train "${2:-}" && cin "${2:-}" && instance "${2:-}" && evaluate && run_tests && bench ;;
+    all) train "${2:-}" && cin "${2:-}" && instance "${2:-}" && ablation "${2:-}" && evaluate && run_tests && bench ;;
     *) sed -n '2,/^set /{/^#/p}' "$0" && exit 2 ;;
 esac

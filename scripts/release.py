@@ -1,7 +1,7 @@
 """Measure the built-in styles and write weights/manifest.json for the files that lie in weights/.
 
     python scripts/release.py --gallery DIR [--decoder runs/adain.safetensors] [--cin runs/cin.safetensors]
-                              [--instance runs/in_great-wave.safetensors ...]
+                              [--instance runs/in_*.safetensors] [--ablation runs/ablation_*.safetensors]
 
 DIR holds one JPEG a painting and gallery.json (name, title, artist, year, museum, licence). What is
 shipped of a painting is its moments alone, at relu1_1 to relu4_1 and a few sizes.
@@ -22,7 +22,10 @@ from torchvision.transforms import v2
 from styleapp.files import read_image
 from styleapp.models import Encoder, StyleCode, code_from_moments
 from styleapp.norms import moments
-from styleapp.weights import CIN, DECODER, ENCODER, IN, LAYERS, STYLES, sha256
+from styleapp.weights import ABLATION, CIN, DECODER, ENCODER, IN, LAYERS, STYLES, sha256
+
+NORMS = ("none", "bn", "in", "ln", "gn", "switchable")
+"""Of small decoders, in the order in which they are shown."""
 
 SIZES = (256, 362, 512, 724, 1024)  # half octaves
 
@@ -50,6 +53,12 @@ def width_of(file: Path, prefix: str = "") -> float:
         return float(stored.get_slice(f"{prefix}conv1_2.bias").get_shape()[0] / 64)
 
 
+def norm_of(file: Path) -> str:
+    """The norm inside a small decoder."""
+    with safe_open(file, "pt") as stored:
+        return str(json.loads(stored.metadata()["options"])["norm"])
+
+
 def styles_of(file: Path) -> list[str]:
     """The names of the codes in a conditional network's file."""
     with safe_open(file, "pt") as stored:
@@ -62,6 +71,7 @@ def main() -> None:
     parser.add_argument("--decoder", type=Path, help="a trained decoder to ship; without it the shipped one stays")
     parser.add_argument("--cin", type=Path, help="a trained network of conditional instance norm to ship")
     parser.add_argument("--instance", type=Path, nargs="*", default=[], help="trained networks of instance norm")
+    parser.add_argument("--ablation", type=Path, nargs="*", default=[], help="small decoders with norms inside")
     parser.add_argument("--folder", type=Path, default=Path("weights"))
     args = parser.parse_args()
     files = {name: args.folder / f"{name}.safetensors" for name in (ENCODER, DECODER, STYLES)}
@@ -74,6 +84,8 @@ def main() -> None:
         shutil.copyfile(args.cin, args.folder / f"{CIN}.safetensors")
     for file in args.instance:
         shutil.copyfile(file, args.folder / f"{IN}{styles_of(file)[0]}.safetensors")
+    for file in args.ablation:
+        shutil.copyfile(file, args.folder / file.name)
     if args.gallery:
         styles = json.loads((args.gallery / "gallery.json").read_text(encoding="utf-8"))
         encoder = Encoder().eval()
@@ -113,6 +125,16 @@ def main() -> None:
             "licence": "Apache-2.0",
             **made_with,
         }
+    for norm in NORMS:
+        if (file := args.folder / f"{ABLATION}{norm}.safetensors").exists():
+            files[file.stem] = file
+            entries[file.stem] = {
+                "architecture": "adain-decoder",
+                "config": {"width": width_of(file), "norm": norm_of(file)},
+                "source": "trained by scripts/ablation.py, see README.md beside this file",
+                "licence": "Apache-2.0",
+                **made_with,
+            }
     for name, entry in entries.items():
         files[name].chmod(0o644)
         entry.update(file=files[name].name, sha256=sha256(files[name]))

@@ -25,7 +25,7 @@ from styleapp.options import Options
 from styleapp.pipeline import StyleTransfer
 from styleapp.training.losses import content_loss, style_loss
 
-__all__ = ["METHODS", "Cell", "Comparison", "as_records", "compare", "group_sweep"]
+__all__ = ["METHODS", "Cell", "Comparison", "as_records", "compare", "decoder_sweep", "group_sweep"]
 
 METHODS = ("adain", "cin", "in", "adaln", "adagn:32", "adabn", "efdm", "wct")
 """What is compared if nothing is asked for; each is a ``norm`` of :class:`styleapp.options.Options`."""
@@ -98,6 +98,11 @@ def group_sweep(num_channels: int) -> list[str]:
             found.append(f"adagn:{groups}")
         groups *= 2
     return found
+
+
+def decoder_sweep(transfer: StyleTransfer) -> list[str]:
+    """AdaIN with each of the small decoders, which differ only in the norm inside (Huang and Belongie 2017, 7.1)."""
+    return [f"decoder:{norm}" for norm in transfer.ablation_norms]
 
 
 @torch.inference_mode()

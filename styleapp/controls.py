@@ -15,7 +15,7 @@ from styleapp.errors import ImageError, OptionError, unknown_name
 from styleapp.images import Picture, quantized, unit
 from styleapp.models import StyleCode
 from styleapp.norms import Over, feather, wct_matrix
-from styleapp.options import NORM_NAMES
+from styleapp.options import NORM_EXAMPLES, NORM_NAMES
 
 __all__ = [
     "Layer",
@@ -61,14 +61,14 @@ class Matching:
 
 
 def parse_norm(text: str, num_channels: int) -> Matching:
-    """ "adain", "adaln", "adagn:32", "adabn", "efdm" or "wct"; "cin" and "in" match the moments of each channel too.
+    """ "adain", "adaln", "adagn:32", "adabn", "efdm" or "wct"; "cin", "in" and "decoder:bn" match each channel too.
 
     Raises:
         OptionError: for anything else, or groups that do not divide the channels.
     """
     name, _, argument = text.partition(":")
-    if name not in NORM_NAMES or (argument and name != "adagn"):
-        raise unknown_name("norm", text, [*NORM_NAMES[:-1], f"{NORM_NAMES[-1]}:32"])
+    if name not in NORM_NAMES or (argument and name not in ("adagn", "decoder")):
+        raise unknown_name("norm", text, NORM_EXAMPLES)
     if name == "wct":
         return Matching("wct")
     if name == "efdm":

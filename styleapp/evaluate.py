@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from styleapp.errors import ImageError
+from styleapp.errors import ImageError, OptionError
 from styleapp.files import SUFFIXES
 from styleapp.models import StyleCode, code_from_moments
 from styleapp.norms import moments
 from styleapp.pipeline import Options, StyleTransfer
 from styleapp.training.losses import content_loss, style_loss
 
-__all__ = ["Row", "evaluate"]
+__all__ = ["Row", "evaluate", "images"]
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,15 @@ def evaluate(
     style: Path,
     *,
     size: int = 512,
+    every: int = 1,
+    norm: str = "adain",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Row]:
     """Every photo in ``content`` with every painting in ``style``, at a short side of ``size``.
+
+    Args:
+        every: of sorted photos and paintings take every so many, the first included.
+        norm: adain, or decoder:NORM for one of the small decoders.
 
     Losses as in training, in the rescaled VGG: content is the MSE to the AdaIN target at relu4_1, style
     the sum over relu1_1 to relu4_1 of the MSE of means and of standard deviations. The picture that is
@@ -49,9 +55,12 @@ def evaluate(
         A row for the unchanged photo and one for the network.
 
     Raises:
+        OptionError: for another norm.
         ImageError: if a folder has no image, or one of them cannot be read.
     """
-    stylizer = transfer.stylizer
+    if norm.partition(":")[0] not in ("adain", "decoder"):
+        raise OptionError(f"evaluate takes the norms adain and decoder:NORM, which match a painting; got {norm!r}")
+    stylizer = transfer.network(norm)
 
     def load(file: Path) -> Tensor:
         picture = transfer.fit(file, Options(size=size))
@@ -61,7 +70,7 @@ def evaluate(
         features = stylizer.encoder.features(image)
         return features[-1], [code_from_moments(moments(f)) for f in features]
 
-    photos, paintings = _images(content), _images(style)
+    photos, paintings = images(content)[::every], images(style)[::every]
     wanted = [codes(load(file))[1] for file in paintings]
     sums = torch.zeros(2, 2, dtype=torch.float64)
     psnr = 0.0
@@ -79,7 +88,7 @@ def evaluate(
     means = (sums / (len(photos) * len(wanted))).tolist()
     return [
         Row("unchanged photo", means[0][0], means[0][1], None),
-        Row(f"AdaIN, {transfer.precision}", means[1][0], means[1][1], psnr),
+        Row(f"{'AdaIN' if norm == 'adain' else norm}, {transfer.precision}", means[1][0], means[1][1], psnr),
     ]
 
 
@@ -87,7 +96,12 @@ def _as_saved(picture: Tensor) -> Tensor:
     return picture.clamp(0, 1).mul(255).round().div(255).contiguous(memory_format=torch.channels_last)
 
 
-def _images(folder: Path) -> list[Path]:
+def images(folder: Path) -> list[Path]:
+    """The image files of a folder, sorted.
+
+    Raises:
+        ImageError: if there is no such folder, or none in it.
+    """
     if not folder.is_dir():
         raise ImageError(f"{folder}: not a folder of images")
     files = sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES)

@@ -13,6 +13,7 @@ from styleapp.errors import OptionError, unknown_name
 __all__ = [
     "COLOURS",
     "DEVICES",
+    "NORM_EXAMPLES",
     "NORM_NAMES",
     "PRECISIONS",
     "BatchOptions",
@@ -26,7 +27,8 @@ __all__ = [
 DEVICES = ("auto", "cpu", "cuda", "cuda:0")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 COLOURS = ("none", "luma", "coral", "histogram", "palette")
-NORM_NAMES = ("adain", "cin", "in", "adaln", "adabn", "efdm", "wct", "adagn")
+NORM_NAMES = ("adain", "cin", "in", "adaln", "adabn", "efdm", "wct", "adagn", "decoder")
+NORM_EXAMPLES = (*NORM_NAMES[:-2], "adagn:32", "decoder:bn")
 
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -55,7 +57,9 @@ class Options:
         norm: which statistics of the photo become those of the painting: adain (each channel's), adaln (all
             channels'), adagn:G (those of G groups), adabn (each channel's over a batch, which for one photo is
             adain), wct (the covariance too), efdm (every value); the last two need a painting, not a built-in style.
-            Or another network: cin (learned codes, at every layer of the decoder), in (one network for one style).
+            Or another network: cin (learned codes, at every layer of the decoder), in (one network for one style),
+            decoder:NORM (adain with a small decoder that has none, bn, in, ln, gn or switchable norms inside, which
+            is worse: for comparisons).
         color: none (the painting's), luma (the photo's colours, stylized brightness), coral or histogram (the
             painting is recoloured to the photo before it is measured), palette (the painting's colours alone, on the
             photo as it is).
@@ -76,7 +80,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.norm.partition(":")[0] not in NORM_NAMES:
-            raise unknown_name("norm", self.norm, [*NORM_NAMES[:-1], "adagn:32"])
+            raise unknown_name("norm", self.norm, NORM_EXAMPLES)
         if self.color not in COLOURS:
             raise unknown_name("color", self.color, COLOURS)
         if self.tile not in ("auto", "off") and not (self.tile.isdigit() and int(self.tile) >= 16):

@@ -37,7 +37,18 @@ from styleapp.models import StyleCode, Stylizer, TransformerNet, code_from_momen
 from styleapp.norms import merge, moments
 from styleapp.options import DEVICES, PRECISIONS, Options, parse_bytes
 from styleapp.tiles import Plan, make_plan
-from styleapp.weights import CIN, DECODER, ENCODER, IN, TRANSFORMER, Conditional, StyleGallery, Weights, save_style
+from styleapp.weights import (
+    ABLATION,
+    CIN,
+    DECODER,
+    ENCODER,
+    IN,
+    TRANSFORMER,
+    Conditional,
+    StyleGallery,
+    Weights,
+    save_style,
+)
 
 __all__ = ["Options", "Region", "Source", "Style", "StyleTransfer"]
 
@@ -93,6 +104,7 @@ class StyleTransfer:
         self._codes: OrderedDict[tuple[bytes, int, bool], StyleCode] = OrderedDict()
         self._conditional: dict[str, Conditional] = {}
         self._transformers: dict[str, TransformerNet] = {}
+        self._ablations: dict[str, Stylizer] = {}
         self._lock = threading.Lock()
         self.gallery: StyleGallery = files.gallery()
         self.stylizer: Stylizer = (
@@ -190,7 +202,7 @@ class StyleTransfer:
         if count == 1 or not plain or not alike or options.tile not in ("auto", "off"):
             return False
         plan = self._plan(self.network(options.norm), first, options, keep=True, count=count)
-        return plan.tile[0] >= first.size[0] * count and plan.tile[1] >= first.size[1]
+        return plan.covers((first.size[0] * count, first.size[1]))
 
     def _at_once(
         self, stylizer: Stylizer, photos: Sequence[Picture], styles: Sequence[Style], options: Options
@@ -205,13 +217,16 @@ class StyleTransfer:
         return [replace(p, pixels=q) for p, q in zip(photos, pixels.cpu().split(1), strict=True)]
 
     def network(self, norm: str, styles: Sequence[Style] = ()) -> Stylizer:
-        """The network that a norm needs: that of AdaIN with its kin, of CIN, or of IN for one style.
+        """The network that a norm needs: that of AdaIN with its kin, of CIN, of IN for one style, or a small one.
 
         Raises:
-            OptionError: for "in" and anything but one style that has a network.
+            OptionError: for "in" and anything but one style that has a network; for "decoder" and no norm there is.
             WeightsError: for a network that is not there.
         """
-        if norm not in ("cin", "in"):
+        name, _, inside = norm.partition(":")
+        if name == "decoder":
+            return self._ablation(inside)
+        if name not in ("cin", "in"):
             return self.stylizer
         return self.conditional(CIN if norm == "cin" else IN + self._only_style(styles)).stylizer
 
@@ -225,6 +240,26 @@ class StyleTransfer:
                 found.stylizer.decoder.to(self.device, _DTYPES[self.precision]).to(memory_format=torch.channels_last)
                 self._conditional[name] = found
             return self._conditional[name]
+
+    @property
+    def ablation_norms(self) -> list[str]:
+        """The norms that "decoder:" can have inside."""
+        return self._files.ablation_norms
+
+    def _ablation(self, inside: str) -> Stylizer:
+        if inside not in self.ablation_norms:
+            raise OptionError(
+                f"decoder takes a norm that a small decoder was trained with, such as decoder:bn; got {inside!r}, "
+                f"there are {', '.join(self.ablation_norms) or 'none in these weights'}"
+            )
+        with self._lock:
+            if inside not in self._ablations:
+                found = self._files.ablation(inside, self.stylizer.encoder)
+                found.decoder.to(self.device, _DTYPES[self.precision]).to(memory_format=torch.channels_last)
+                if found.decoder.own_norms is not None:
+                    found.decoder.own_norms.float()  # running statistics have no digits to give away
+                self._ablations[inside] = found
+            return self._ablations[inside]
 
     def has(self, name: str) -> bool:
         """Whether there is a network of that name, such as "cin"."""
@@ -343,6 +378,11 @@ class StyleTransfer:
         if all(layer.alpha == 0 for layer in layers):
             return picture
         plan = self._plan(stylizer, picture, options, keep=content is None)
+        if not stylizer.decoder.is_local and not plan.covers(picture.size):
+            raise OptionError(
+                "a decoder with norms inside that look at the whole picture works in one piece; --size makes it "
+                "smaller, --max-memory allows more"
+            )
         luma = options.color == "luma"
         return render(
             stylizer,
@@ -472,7 +512,8 @@ class StyleTransfer:
 
     def checksum_of(self, norm: str) -> str:
         """What identifies the network of a norm."""
-        prefix = {"cin": CIN, "in": IN}.get(norm, DECODER)
+        name, _, inside = norm.partition(":")
+        prefix = {"cin": CIN, "in": IN, "decoder": ABLATION + inside}.get(name, DECODER)
         return " ".join(e.sha256 for n, e in self._files.entries.items() if n.startswith(prefix))
 
     def save_style(

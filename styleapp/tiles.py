@@ -38,6 +38,10 @@ class Plan:
     keep: bool = True
     tidy_above: int | None = None
 
+    def covers(self, size: tuple[int, int]) -> bool:
+        """Whether one tile takes a photo of this (height, width)."""
+        return self.tile[0] >= size[0] and self.tile[1] >= size[1]
+
 
 def make_plan(
     stylizer: Stylizer,

@@ -39,6 +39,7 @@ __all__ = [
 Network = TypeVar("Network", bound=nn.Module)
 
 ENCODER, DECODER, STYLES, CIN, IN = "vgg19_relu4_1", "adain_decoder", "styles", "cin", "in_"
+ABLATION = "ablation_"
 LAYERS = ".layers"
 TRANSFORMER = "instance-norm-transformer"
 
@@ -187,6 +188,19 @@ class Weights:
         return Conditional(
             stylizer.eval().requires_grad_(False), {n: _code(rows) for n, rows in zip(names, codes, strict=True)}
         )
+
+    def ablation(self, norm: str, encoder: Encoder) -> Stylizer:
+        """AdaIN with the small decoder that has this norm inside."""
+        name = ABLATION + norm
+        tensors = self.load(name)
+        self.check_pair(name)
+        decoder = _filled(Decoder(**self.entries[name].config), tensors, self.folder)
+        return Stylizer(encoder, decoder).eval().requires_grad_(False)
+
+    @property
+    def ablation_norms(self) -> list[str]:
+        """The norms for which there is such a decoder."""
+        return [name.removeprefix(ABLATION) for name in self.entries if name.startswith(ABLATION)]
 
     def transformer(self, name: str) -> TransformerNet:
         """A network of instance norm of another's making, float32, on the CPU, in evaluation mode."""

@@ -20,6 +20,16 @@ from styleapp.pipeline import StyleTransfer
 
 TINY_VGG = (4, 4, "M", 6, 6, "M", 8, 8, 8, 8, "M", 16)
 SIZES = (32, 64, 128)
+FILES = [
+    "vgg19_relu4_1",
+    "adain_decoder",
+    "styles",
+    "cin",
+    "ablation_none",
+    "ablation_bn",
+    "ablation_in",
+    "in_great-wave",
+]
 STYLES = ("great-wave", "wheat-field", "the-visit")
 
 
@@ -78,6 +88,14 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         codes = [conditional.measure(torch.rand(1, 3, 32, 32)) for _ in range(count)]
         return torch.stack([torch.cat([c.gamma, c.beta]).flatten(1) for c in codes])
 
+    def with_norm(norm: str) -> dict[str, Tensor]:
+        """The same filters with a norm inside; running statistics as a training would have left them."""
+        other = Decoder(16, norm=norm)
+        other.load_state_dict(network.decoder.state_dict(), strict=False)
+        for _ in range(50):
+            other(network.encoder(torch.rand(2, 3, 32, 32)))
+        return other.state_dict()
+
     files = {
         "vgg19_relu4_1": (network.encoder.state_dict(), {"layers": TINY_VGG}),
         "adain_decoder": (network.decoder.state_dict(), {"width": 1.0, "in_channels": 16}),
@@ -87,6 +105,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {"sizes": SIZES},
         ),
         "cin": (decoder | {"codes": table(len(STYLES))}, {"width": 1.0, "styles": STYLES}),
+        "ablation_none": (network.decoder.state_dict(), {"width": 1.0, "in_channels": 16}),
+        "ablation_bn": (with_norm("bn"), {"width": 1.0, "in_channels": 16, "norm": "bn"}),
+        "ablation_in": (with_norm("in"), {"width": 1.0, "in_channels": 16, "norm": "in"}),
         "in_great-wave": (decoder | {"codes": table(1)}, {"width": 1.0, "styles": ["great-wave"]}),
     }
     entries = {}

@@ -5,10 +5,12 @@ import pytest
 import torch
 from conftest import noise
 from PIL import Image
+from safetensors.torch import load_file
 
 from styleapp.compare import compare, group_sweep
 from styleapp.errors import OptionError
 from styleapp.images import from_pil
+from styleapp.models import Decoder, Stylizer
 from styleapp.options import Options
 
 PHOTO = from_pil(noise(48, 64))
@@ -78,12 +80,45 @@ def test_command_writes_grid_and_page(run, photo, tmp_path):
     assert text.count("data:image/jpeg;base64,") == 2 * (1 + 5)
     assert run("compare", photo, "-s", "great-wave", "-o", "grid.png")[0] == 1  # exists already
     code, _, err = run("compare", photo, "-s", "great-wave", "--sweep", "axes")
-    assert code == 2 and "--sweep is groups" in err
+    assert code == 2 and "--sweep is groups or decoders" in err
 
 
 def test_command_sweeps_groups(run, photo, tmp_path):
     code, out, _ = run("compare", photo, "-s", "great-wave", "--sweep", "groups", "--size", 32, "--style-size", 64)
     assert code == 0 and "photo-compared.png" in out and (tmp_path / "photo-compared.png").exists()
+
+
+def test_command_sweeps_decoders(run, photo):
+    code, out, err = run("compare", photo, "-s", "great-wave", "--sweep", "decoders", "--style-size", 64, "--json")
+    records = [json.loads(line) for line in out.splitlines()]
+    assert code == 0, err
+    assert [r["method"] for r in records] == ["decoder:none", "decoder:bn", "decoder:in"]
+    assert len({r["style_loss"] for r in records}) == 3
+
+
+def test_decoders_with_norms_inside(transfer, weights, tmp_path):
+    """Each is the decoder with the norm of the library; one that looks at the whole picture refuses tiles."""
+    tensors = load_file(weights / "ablation_in.safetensors")
+    decoder = Decoder(16, norm="in").eval()
+    decoder.load_state_dict({k: v.float() for k, v in tensors.items()})
+    code = transfer.code("great-wave", 64)
+    stylizer = Stylizer(transfer.stylizer.encoder, decoder)
+    wanted = stylizer(PHOTO.rgb, code).clamp(0, 1)
+    found = transfer.picture(PHOTO, "great-wave", Options(norm="decoder:in", style_size=64)).rgb
+    assert (found - wanted).abs().max() <= 1 / 255
+    adain = transfer.picture(PHOTO, "great-wave", SMALL).rgb
+    assert torch.equal(transfer.picture(PHOTO, "great-wave", Options(norm="decoder:none", style_size=64)).rgb, adain)
+    assert not torch.equal(found, adain)
+    large = from_pil(noise(200, 150))
+    whole = transfer.picture(large, "great-wave", Options(norm="decoder:bn", style_size=64))
+    tiled = transfer.picture(large, "great-wave", Options(norm="decoder:bn", style_size=64, tile="64"))
+    assert (whole.rgb - tiled.rgb).abs().max() <= 1 / 255
+    with pytest.raises(OptionError, match="works in one piece"):
+        transfer.picture(large, "great-wave", Options(norm="decoder:in", style_size=64, tile="64"))
+    with pytest.raises(OptionError, match="got 'wn', there are none, bn, in"):
+        transfer.picture(PHOTO, "great-wave", Options(norm="decoder:wn"))
+    assert transfer.checksum_of("decoder:bn") == transfer.checksum("ablation_bn")
+    assert transfer.checksum_of("adagn:8") == transfer.checksum("adain_decoder")
 
 
 def test_learn_teaches_a_style_and_changes_no_other(run, photo, tmp_path):

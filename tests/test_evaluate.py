@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from styleapp.errors import OptionError
 from styleapp.evaluate import evaluate
 from styleapp.files import read_image
 from styleapp.models import code_from_moments
@@ -60,3 +61,13 @@ def options():
 
 def test_images_of_the_tests_are_readable(folders):
     assert all(read_image(p).size[1] == 64 for f in folders for p in f.iterdir())
+
+
+def test_some_pairs_of_another_decoder(transfer, folders):
+    rows = [
+        evaluate(transfer, *folders, size=32, every=2, norm=norm) for norm in ("adain", "decoder:none", "decoder:bn")
+    ]
+    assert rows[0] != rows[2] and rows[0][0] == rows[2][0]
+    assert rows[1][1].style_loss == rows[0][1].style_loss and rows[2][1].name == "decoder:bn, fp32"
+    with pytest.raises(OptionError, match="adain and decoder:NORM"):
+        evaluate(transfer, *folders, size=32, norm="cin")

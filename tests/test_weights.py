@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import torch
+from conftest import FILES
 from safetensors.torch import save_file
 
 from styleapp.errors import OptionError, WeightsError
@@ -21,9 +22,7 @@ def edit(folder, change):
 
 
 def test_a_good_folder_loads_and_verifies(weights):
-    assert Weights(weights).verify() == dict.fromkeys(
-        ["vgg19_relu4_1", "adain_decoder", "styles", "cin", "in_great-wave"]
-    )
+    assert Weights(weights).verify() == dict.fromkeys(FILES)
     assert Weights(weights).stylizer().encoder.num_channels == 16
 
 

@@ -33,7 +33,11 @@ def compare(
         str, typer.Option(help="Separated by commas; default: adain,cin,in,adaln,adagn:32,adabn,efdm,wct.")
     ] = "",
     sweep: Annotated[
-        str, typer.Option(help="groups: group norm from one group (layer norm) to all (instance norm), with bars.")
+        str,
+        typer.Option(
+            help="groups: group norm from one group (layer norm) to all (instance norm); decoders: small AdaIN "
+            "decoders with different norms inside. With bars."
+        ),
     ] = "",
     size: Annotated[int, typer.Option(help="Short side of the pictures; 0 for that of the photo.")] = 512,
     style_size: Annotated[int, typer.Option(help="Short side at which paintings are measured.")] = 512,
@@ -52,8 +56,8 @@ def compare(
         from styleapp.images import from_pil
         from styleapp.pipeline import StyleTransfer
 
-        if sweep not in ("", "groups"):
-            raise OptionError(f"--sweep is groups, got {sweep!r}")
+        if sweep not in ("", "groups", "decoders"):
+            raise OptionError(f"--sweep is groups or decoders, got {sweep!r}")
         if sweep and methods:
             raise OptionError("--sweep chooses the methods itself; leave out --methods")
         target = out or Path(f"{content.stem}-compared.png")
@@ -64,8 +68,12 @@ def compare(
         transfer = StyleTransfer(device, precision)
         options = Options(size=size, style_size=style_size)
         chosen = [m.strip() for m in methods.split(",") if m.strip()] or list(comparing.METHODS)
-        if sweep:
+        if sweep == "groups":
             chosen = comparing.group_sweep(transfer.stylizer.encoder.num_channels)
+        elif sweep == "decoders":
+            chosen = comparing.decoder_sweep(transfer)
+            if not chosen:
+                raise OptionError("there are no decoders with norms inside in these weights (scripts/ablation.py)")
         with progress_bar("comparing") as advance:
             found = comparing.compare(
                 transfer, transfer.fit(content, options), style, chosen, options, progress=advance
@@ -89,6 +97,8 @@ def evaluate(
     content: Annotated[Path, typer.Option(help="Folder of photographs.")],
     style: Annotated[Path, typer.Option(help="Folder of paintings.")],
     size: Annotated[int, typer.Option(help="Short side in pixels.")] = 512,
+    every: Annotated[int, typer.Option(min=1, help="Take every so many of the photos and of the paintings.")] = 1,
+    norm: Annotated[str, typer.Option(help="adain, or decoder:NORM for one of the small decoders.")] = "adain",
     device: Device = "auto",
     precision: Precision = "auto",
     as_json: Json = False,
@@ -100,7 +110,8 @@ def evaluate(
         from styleapp.pipeline import StyleTransfer
 
         keep_freed_memory()
-        rows = run(StyleTransfer(device, precision), content, style, size=size, progress=advance)
+        transfer = StyleTransfer(device, precision)
+        rows = run(transfer, content, style, size=size, every=every, norm=norm, progress=advance)
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(row) for row in rows]))
         return

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from styleapp.models.layers import ReflectConv2d
-from styleapp.norms import make_norm
+from styleapp.norms import BatchNorm, make_norm
 
 __all__ = ["Decoder", "LayerNorms", "decoder_channels"]
 
@@ -68,6 +68,11 @@ class Decoder(nn.Module):
         self.own_norms: nn.ModuleDict | None = None
         if norm != "none":
             self.own_norms = nn.ModuleDict({name: make_norm(norm, c) for name, c in self.hidden.items()})
+
+    @property
+    def is_local(self) -> bool:
+        """Whether a picture can be made in parts: no norm of its own looks at all of it."""
+        return self.own_norms is None or all(isinstance(n, BatchNorm) for n in self.own_norms.values())
 
     @property
     def radius(self) -> int:

@@ -8,7 +8,7 @@ import gradio as gr
 from PIL import Image
 
 from styleapp.compare import as_records
-from styleapp.options import COLOURS, NORM_NAMES, Options
+from styleapp.options import COLOURS, NORM_EXAMPLES, Options
 from styleapp.web.compare import compared
 from styleapp.web.fields import MODEL, upload
 from styleapp.web.service import Service, told
@@ -107,7 +107,7 @@ def endpoints(service: Service) -> None:
         alpha = gr.Slider(0, 1, 1.0, label="alpha")
         style_size = gr.Slider(sizes[0], sizes[-1], service.stroke, label="style_size")
         size = gr.Number(0, label="size")
-        norm = gr.Textbox("adain", label="norm", info=", ".join(NORM_NAMES))
+        norm = gr.Textbox("adain", label="norm", info=", ".join(NORM_EXAMPLES))
         color = gr.Dropdown(COLOURS, value="none", label="color")
         weights, methods = gr.JSON(label="weights"), gr.JSON(label="methods")
         picture, line = gr.Image(format="png", interactive=False), gr.Textbox()

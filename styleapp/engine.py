@@ -50,8 +50,9 @@ def measure_content(
     plan: Plan,
     matching: Matching = Matching(),  # noqa: B008 - frozen
     note: Note = lambda text: None,
+    done: Callable[[Window], None] = lambda w: None,
 ) -> Content:
-    """The first pass: moments of the whole photo, tile by tile."""
+    """The first pass: moments of the whole photo, tile by tile; ``done`` is called after each."""
     device = next(stylizer.parameters()).device
     dtype = next(stylizer.parameters()).dtype
     cells = cells_of(picture.size)
@@ -82,7 +83,7 @@ def measure_content(
             whole[w.index] = features
         parts.append(Moments(found.count, found.mean.double(), found.var.double()))
 
-    each(windows(cells, plan.tile), work, note, plan.tidy_above)
+    each(windows(cells, plan.tile), work, note, plan.tidy_above, done)
     total = merge(*parts)
     covariance = None
     if second is not None:
@@ -104,6 +105,7 @@ def render(
     luma: bool = False,
     content: Content | None = None,
     note: Note = lambda text: None,
+    progress: Progress = lambda share: None,
 ) -> Picture:
     """The stylized photo, in the depth of the photo, with its transparency.
 
@@ -123,6 +125,8 @@ def render(
         luma: take over the brightness alone; the colours (chroma) stay the photo's.
         content: what :func:`measure_content` found, if it is to be shared (frames of a film).
         note: told what a user should know, such as tiles that had to be made smaller.
+        progress: called after each tile of each pass with the share of the work that is done, up to 1. What it raises
+            ends the work.
 
     Raises:
         OptionError: if EFDM is asked for and the features of the photo do not fit into memory.
@@ -130,9 +134,19 @@ def render(
     out = torch.empty_like(picture.pixels, memory_format=torch.channels_last)
     if matching.kind == "efdm" and not plan.keep:
         raise OptionError("efdm needs all features of the photo at once: raise --max-memory, or take another --norm")
-    if content is None:
-        content = measure_content(stylizer, picture, plan, matching, note)
     cells = cells_of(picture.size)
+    passes = (content is None) + 1  # over the photo; those of the norms inside the decoder come on top
+    if stylizer.conditional and not plan.covers(picture.size):
+        passes += len(stylizer.norms) - 1
+    worked = 0
+
+    def done(w: Window) -> None:
+        nonlocal worked
+        worked += w.size[0] * w.size[1]
+        progress(min(1.0, worked / (passes * cells[0] * cells[1])))
+
+    if content is None:
+        content = measure_content(stylizer, picture, plan, matching, note, done)
     halo = halo_of(stylizer.decoder.radius)
     norms = _Norms(stylizer, layers, content, matching, cells)
 
@@ -153,7 +167,7 @@ def render(
             found = moments(y[w.within(outer).scaled(scale, (scale * outer.size[0], scale * outer.size[1])).index])
             parts.append(Moments(found.count, found.mean.double(), found.var.double()))
 
-        each(windows(cells, tile), measure, note, plan.tidy_above)
+        each(windows(cells, tile), measure, note, plan.tidy_above, done)
         total = merge(*parts)
         norms.settle(name, Moments(total.count, total.mean.float(), total.var.float()))
 
@@ -183,7 +197,7 @@ def render(
             result = image + (brightness(result.clamp(0, 1)) - brightness(image))
         out[pixels.index] = quantized(result, out.dtype)
 
-    each(windows(cells, plan.tile), work, note, plan.tidy_above)
+    each(windows(cells, plan.tile), work, note, plan.tidy_above, done)
     return replace(picture, pixels=out)
 
 
@@ -238,6 +252,9 @@ class _Norms:
         result: Tensor = self.decoder(target, norm if self.inside else None, until)
         return result
 
+
+Progress = Callable[[float], None]
+"""Told the share of the work that is done, from 0 to 1."""
 
 Transform = Callable[[Tensor, Window], Tensor]
 

@@ -119,6 +119,7 @@ class StyleTransfer:
         regions: Sequence[Region] = (),
         alpha_map: Source | None = None,
         note: Callable[[str], None] = lambda text: None,
+        progress: Callable[[float], None] = lambda share: None,
         **options: Any,
     ) -> Image.Image:
         """The photo ``content`` in the style ``style``: 8-bit RGB, or RGBA if the photo has transparency.
@@ -133,6 +134,8 @@ class StyleTransfer:
                 share; the rest keeps ``style``.
             alpha_map: a grey picture that scales the strength at each place.
             note: told what a user should know: resized masks, smaller tiles.
+            progress: told the share of the work that is done, from 0 to 1, after each tile; what it raises ends the
+                work.
             options: the fields of :class:`Options`.
 
         Raises:
@@ -141,7 +144,10 @@ class StyleTransfer:
         """
         chosen = make_options(options)
         picture = self.fit(content, chosen)
-        return to_pil(self.picture(picture, style, chosen, regions=regions, alpha_map=alpha_map, note=note))
+        result = self.picture(
+            picture, style, chosen, regions=regions, alpha_map=alpha_map, note=note, progress=progress
+        )
+        return to_pil(result)
 
     @torch.inference_mode()
     def picture(
@@ -153,6 +159,7 @@ class StyleTransfer:
         regions: Sequence[Region] = (),
         alpha_map: Source | None = None,
         note: Callable[[str], None] = lambda text: None,
+        progress: Callable[[float], None] = lambda share: None,
         content: Content | None = None,
     ) -> Picture:
         """As :meth:`stylize`, from a photo of final size, to a picture of its depth."""
@@ -181,7 +188,7 @@ class StyleTransfer:
         strength = None
         if alpha_map is not None:
             strength = Mask(self._mask(alpha_map, photo, "strength map", note), options.feather)
-        return self._rendered(stylizer, photo, layers, options, matching, strength, note, content)
+        return self._rendered(stylizer, photo, layers, options, matching, strength, note, content, progress)
 
     @torch.inference_mode()
     def pictures(self, photos: Sequence[Picture], styles: Sequence[Style], options: Options) -> list[Picture]:
@@ -373,6 +380,7 @@ class StyleTransfer:
         strength: Mask | None = None,
         note: Callable[[str], None] = lambda text: None,
         content: Content | None = None,
+        progress: Callable[[float], None] = lambda share: None,
     ) -> Picture:
         _check_side(picture, self.stylizer.min_size, "photo")
         if all(layer.alpha == 0 for layer in layers):
@@ -394,6 +402,7 @@ class StyleTransfer:
             luma=luma,
             content=content,
             note=note,
+            progress=progress,
         )
 
     def _plan(self, stylizer: Stylizer, picture: Picture, options: Options, *, keep: bool, count: int = 1) -> Plan:

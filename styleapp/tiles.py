@@ -148,8 +148,18 @@ def windows(cells: tuple[int, int], tile: tuple[int, int]) -> Iterable[Window]:
             yield Window(top, left, min(top + rows, cells[0]), min(left + columns, cells[1]))
 
 
-def each(windows: Iterable[Window], work: Callable[[Window], None], note: Note, tidy_above: int | None = None) -> None:
-    """Do the work for each window. Where memory runs out, with windows cut in four from there on."""
+def each(
+    windows: Iterable[Window],
+    work: Callable[[Window], None],
+    note: Note,
+    tidy_above: int | None = None,
+    done: Callable[[Window], None] = lambda w: None,
+) -> None:
+    """Do the work for each window. Where memory runs out, with windows cut in four from there on.
+
+    Args:
+        done: called with each window that is ready; what it raises ends the work.
+    """
     waiting = deque(windows)
     while waiting:
         if tidy_above is not None and resident() > tidy_above:
@@ -164,7 +174,7 @@ def each(windows: Iterable[Window], work: Callable[[Window], None], note: Note, 
             note(f"out of memory: going on with tiles of {8 * width}x{8 * height} pixels")
             waiting = smaller
             continue
-        waiting.popleft()
+        done(waiting.popleft())
 
 
 def _quarters(w: Window) -> list[Window]:

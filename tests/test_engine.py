@@ -257,6 +257,24 @@ def test_out_of_memory_makes_tiles_smaller(monkeypatch, limit):
     assert notes and all("out of memory: going on with tiles of" in n for n in notes)
 
 
+@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize("tile", [(200, 200), (48, 32)])
+def test_progress_rises_to_one_and_may_end_the_work(conditional, tile):
+    p = picture(100, 130)
+    stylizer = Stylizer(NETWORK.encoder, NETWORK.decoder, conditional=conditional)
+    layers = [Layer(stylizer.measure(picture(40, 56, 1).rgb))]
+    shares: list[float] = []
+    render(stylizer, p, layers, Plan(tile), progress=shares.append)
+    assert shares == sorted(shares) and shares[-1] == pytest.approx(1) and shares[0] <= 0.5
+    assert len(set(shares)) == len(shares) > (1 if tile[0] == 200 else 20)
+
+    def stop(share: float) -> None:
+        raise OptionError("enough")
+
+    with pytest.raises(OptionError, match="enough"):
+        render(stylizer, p, layers, Plan(tile), progress=stop)
+
+
 def test_other_errors_are_not_swallowed(monkeypatch):
     monkeypatch.setattr(Encoder, "forward", lambda self, x: 1 / 0)
     with pytest.raises(ZeroDivisionError):

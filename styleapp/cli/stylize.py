@@ -277,7 +277,15 @@ def stylize_file(
     else:
         picture = transfer.fit(photo, options)
         read = time.perf_counter()
-        result = transfer.picture(picture, style, options, note=notes.append, **more)
+        with progress_bar("stylizing") as advance:  # moves tile by tile
+            result = transfer.picture(
+                picture,
+                style,
+                options,
+                note=notes.append,
+                progress=lambda share: advance(round(100 * share), 100),
+                **more,
+            )
         rendered = time.perf_counter()
         notes.append(picture.metadata.note)
         del picture  # of a large photo there is no room for the copy that an encoder makes besides

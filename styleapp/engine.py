@@ -138,13 +138,7 @@ def render(
     passes = (content is None) + 1  # over the photo; those of the norms inside the decoder come on top
     if stylizer.conditional and not plan.covers(picture.size):
         passes += len(stylizer.norms) - 1
-    worked = 0
-
-    def done(w: Window) -> None:
-        nonlocal worked
-        worked += w.size[0] * w.size[1]
-        progress(min(1.0, worked / (passes * cells[0] * cells[1])))
-
+    done = _counted(progress, passes * cells[0] * cells[1])
     if content is None:
         content = measure_content(stylizer, picture, plan, matching, note, done)
     halo = halo_of(stylizer.decoder.radius)
@@ -199,6 +193,18 @@ def render(
 
     each(windows(cells, plan.tile), work, note, plan.tidy_above, done)
     return replace(picture, pixels=out)
+
+
+def _counted(progress: Progress, total: int) -> Callable[[Window], None]:
+    """What to call with each window that is ready, of so many features in all passes."""
+    worked = 0
+
+    def done(w: Window) -> None:
+        nonlocal worked
+        worked += w.size[0] * w.size[1]
+        progress(min(1.0, worked / total))
+
+    return done
 
 
 class _Norms:

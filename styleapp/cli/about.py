@@ -171,6 +171,7 @@ def web(
     ] = None,
     max_upload: Annotated[str, typer.Option(help="Largest upload, such as 20MB.")] = "20MB",
     max_pixels: Annotated[str, typer.Option(help="Largest photo or painting, such as 40MP.")] = "40MP",
+    time_limit: Annotated[float, typer.Option(min=1, help="Seconds that one request may take.")] = 300.0,
     device: Device = "auto",
     precision: Precision = "auto",
 ) -> None:
@@ -190,7 +191,9 @@ def web(
         users = read_users(auth_file) if auth_file is not None else None
         keep_freed_memory()
         transfer = StyleTransfer(device, precision, max_pixels=round(float(match[1]) * 1e6))
-        server = launch(transfer, host=host, port=port, max_upload=max_upload.lower(), users=users)
+        server = launch(
+            transfer, host=host, port=port, max_upload=max_upload.lower(), users=users, work_seconds=time_limit
+        )
         typer.echo(f"{server.url}  Ctrl-C ends")
         try:
             server.wait()

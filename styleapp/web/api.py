@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import gradio as gr
@@ -9,18 +10,22 @@ from PIL import Image
 
 from styleapp.compare import as_records
 from styleapp.options import COLOURS, NORM_EXAMPLES, Options
+from styleapp.web.batch import stylize_all
 from styleapp.web.compare import compared
-from styleapp.web.fields import MODEL, upload
+from styleapp.web.fields import upload
 from styleapp.web.service import Service, told
 
 __all__ = ["endpoints"]
 
 
-def endpoints(service: Service) -> None:
-    """Add them to the page, without anything to see."""
-    sizes = service.transfer.gallery.sizes
+class _Endpoints:
+    """What each does; Gradio reads names, types and descriptions from here."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
 
     def stylize(
+        self,
         photo: str | None,
         painting: str | None,
         style: str | None,
@@ -49,10 +54,10 @@ def endpoints(service: Service) -> None:
             options = Options(
                 alpha=alpha, style_size=round(style_size), size=round(size), norm=norm or "adain", color=color or "none"
             )
-        _, after, line = service.stylize(photo, painting or style, options, files=(painting,))
+        _, after, line = self.service.stylize(photo, painting or style, options, files=(painting,))
         return after, line
 
-    def mix(photo: str | None, weights: dict[str, float], alpha: float, size: float) -> tuple[Image.Image, str]:
+    def mix(self, photo: str | None, weights: dict[str, float], alpha: float, size: float) -> tuple[Image.Image, str]:
         """Stylize a photo with a mix of styles.
 
         Args:
@@ -64,14 +69,16 @@ def endpoints(service: Service) -> None:
         Returns:
             The picture, and a line about it.
         """
-        with told():
-            options = Options(alpha=alpha, size=round(size), style_size=service.stroke)
         if not isinstance(weights, dict) or not all(isinstance(w, int | float) for w in weights.values()):
             raise gr.Error('weights is a JSON object such as {"great-wave": 0.7, "wheat-field": 0.3}')
-        _, after, line = service.stylize(photo, list(weights.items()), options, kind="mix")
+        with told():
+            self.service.check_names(*weights)
+            norm = self.service.network(*weights)
+            options = Options(alpha=alpha, size=round(size), style_size=self.service.stroke, norm=norm)
+        _, after, line = self.service.stylize(photo, list(weights.items()), options, kind="mix")
         return after, line
 
-    def compare(photo: str | None, style: str | None, methods: list[str], size: float) -> list[dict[str, Any]]:
+    def compare(self, photo: str | None, style: str | None, methods: list[str], size: float) -> list[dict[str, Any]]:
         """Stylize a photo by several methods.
 
         Args:
@@ -83,11 +90,75 @@ def endpoints(service: Service) -> None:
         Returns:
             For each method its seconds, content loss and style loss, or the reason why there is no result.
         """
-        return as_records(compared(service, photo, style, list(methods or []), size))
+        if not isinstance(methods, list):
+            raise gr.Error('methods is a JSON list such as ["adain", "cin", "adagn:32"]')
+        return as_records(compared(self.service, photo, style, [str(m) for m in methods], size))
 
-    def styles() -> list[dict[str, str]]:
+    def regions(
+        self,
+        photo: str | None,
+        masks: list[str] | None,
+        regions: list[dict[str, Any]],
+        rest: str,
+        feather: float,
+        size: float,
+    ) -> tuple[Image.Image, str]:
+        """Stylize parts of a photo, each in its own style.
+
+        Args:
+            photo: image file.
+            masks: grey image files: white takes the style.
+            regions: JSON list of one object a mask, such as [{"style": "great-wave", "alpha": 0.8}].
+            rest: name of the style of everything else; empty to leave it as it is.
+            feather: softness of the borders, in pixels of the result.
+            size: short side of the result in pixels, 0 for that of the photo.
+
+        Returns:
+            The picture, and a line about it.
+        """
+        masks = masks or []
+        if not isinstance(regions, list) or not all(isinstance(r, dict) and "style" in r for r in regions):
+            raise gr.Error('regions is a JSON list such as [{"style": "great-wave", "alpha": 0.8}]')
+        if len(regions) != len(masks):
+            raise gr.Error(f"regions has {len(regions)} entries for {len(masks)} masks")
+        names = [str(r["style"]) for r in regions] + ([rest] if rest else [])
+        with told():
+            self.service.check_names(*names)
+            norm = self.service.network(*names)
+            options = Options(feather=feather, size=round(size), style_size=self.service.stroke, norm=norm)
+        chosen = [(m, str(r["style"]), float(r.get("alpha", 1))) for m, r in zip(masks, regions, strict=True)]
+        _, after, line = self.service.stylize(
+            photo, rest or None, options, regions=chosen, kind="regions", files=tuple(masks)
+        )
+        return after, line
+
+    def batch(
+        self, photos: list[str] | None, names: list[str], alpha: float, style_size: float, size: float
+    ) -> tuple[str | None, list[str]]:
+        """Stylize many photos, each in every style.
+
+        Args:
+            photos: up to 200 image files.
+            names: JSON list of names of built-in styles.
+            alpha: strength of the style, 0 to 1.
+            style_size: pixels at which a painting is measured, where the style is not learned.
+            size: short side of the results in pixels, 0 for those of the photos.
+
+        Returns:
+            A zip of JPEGs, and a line for each photo that failed.
+        """
+        with told():
+            options = Options(alpha=alpha, style_size=round(style_size), size=round(size))
+        if not isinstance(names, list):
+            raise gr.Error('names is a JSON list such as ["great-wave", "wheat-field"]')
+        with told():
+            self.service.check_names(*map(str, names))
+        (found,) = deque(stylize_all(self.service, photos, names, options), maxlen=1)
+        return (str(found.archive) if found.done else None), found.failed
+
+    def styles(self) -> list[dict[str, str]]:
         """The named styles: name, title, artist, year, museum and licence, and whether the CIN network knows it."""
-        learned = service.learned
+        learned = self.service.learned
         return [
             {
                 "name": s.name,
@@ -98,9 +169,14 @@ def endpoints(service: Service) -> None:
                 "licence": s.licence,
                 "learned": str(s.name in learned).lower(),
             }
-            for s in service.transfer.gallery.styles.values()
+            for s in self.service.transfer.gallery.styles.values()
         ]
 
+
+def endpoints(service: Service) -> None:
+    """Add them to the page, without anything to see."""
+    does = _Endpoints(service)
+    sizes = service.transfer.gallery.sizes
     with gr.Group(visible=False):
         photo, painting = upload("photo"), upload("painting")
         style = gr.Dropdown([name for _, name in service.choices], label="style", value=None)
@@ -110,15 +186,29 @@ def endpoints(service: Service) -> None:
         norm = gr.Textbox("adain", label="norm", info=", ".join(NORM_EXAMPLES))
         color = gr.Dropdown(COLOURS, value="none", label="color")
         weights, methods = gr.JSON(label="weights"), gr.JSON(label="methods")
+        masks, parts = gr.File(label="masks", file_count="multiple"), gr.JSON(label="regions")
+        rest, feather = gr.Textbox("", label="rest"), gr.Number(8, label="feather")
+        photos, names = gr.File(label="photos", file_count="multiple"), gr.JSON(label="names")
+        archive, failures = gr.File(label="results", interactive=False), gr.JSON(label="failures")
         picture, line = gr.Image(format="png", interactive=False), gr.Textbox()
         records = gr.JSON()
         gr.Button().click(
-            stylize,
+            does.stylize,
             [photo, painting, style, alpha, style_size, size, norm, color],
             [picture, line],
             api_name="stylize",
-            **MODEL,
+            **service.queue,
         )
-        gr.Button().click(mix, [photo, weights, alpha, size], [picture, line], api_name="mix", **MODEL)
-        gr.Button().click(compare, [photo, style, methods, size], records, api_name="compare", **MODEL)
-        gr.Button().click(styles, None, records, api_name="styles")
+        gr.Button().click(does.mix, [photo, weights, alpha, size], [picture, line], api_name="mix", **service.queue)
+        gr.Button().click(does.compare, [photo, style, methods, size], records, api_name="compare", **service.queue)
+        gr.Button().click(
+            does.regions,
+            [photo, masks, parts, rest, feather, size],
+            [picture, line],
+            api_name="regions",
+            **service.queue,
+        )
+        gr.Button().click(
+            does.batch, [photos, names, alpha, style_size, size], [archive, failures], api_name="batch", **service.queue
+        )
+        gr.Button().click(does.styles, None, records, api_name="styles")

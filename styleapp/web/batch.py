@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,59 @@ import gradio as gr
 
 from styleapp.files import save_picture
 from styleapp.options import Options
-from styleapp.web.fields import MODEL, stroke_field, style_field
-from styleapp.web.service import Service
+from styleapp.web.fields import cancels, stroke_field, style_field
+from styleapp.web.service import Service, told
 
-__all__ = ["MOST", "batch_tab"]
+__all__ = ["MOST", "SoFar", "batch_tab", "stylize_all"]
 
 MOST = 200
+
+
+@dataclass
+class SoFar:
+    """Attributes: (path, name) of each result, a line for each failure, how many there will be, and a zip of all."""
+
+    total: int
+    archive: Path
+    done: list[tuple[str, str]] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        """How many are done or failed."""
+        return len(self.done) + len(self.failed)
+
+
+def stylize_all(
+    service: Service, files: list[str] | None, styles: list[str] | None, options: Options, session: str | None = None
+) -> Iterator[SoFar]:
+    """Every photo in every style, one after another; what fails does not stop the others.
+
+    Raises:
+        gr.Error: for no photos, no styles or too many photos.
+    """
+    if not files or not styles:
+        raise gr.Error("Choose photos and at least one style.", print_exception=False)
+    if len(files) > MOST:
+        raise gr.Error(f"At most {MOST} photos at once; these are {len(files)}.", print_exception=False)
+    folder = service.scratch()
+    found = SoFar(len(files) * len(styles), folder / "stylized.zip")
+    for file in files:
+        for style in styles:
+            name = f"{found.count + 1:03}-{Path(file).stem[:60]}-{style}.jpg"
+            chosen = replace(options, norm=service.network(style, color=options.color))
+            try:
+                _, after, _ = service.stylize(file, style, chosen, kind="batch", session=session)
+                path = folder / name
+                save_picture(after, path)
+            except gr.Error as error:
+                text, label = str(error.message), Path(file).name
+                found.failed.append(text if text.startswith(label) else f"{label}: {text}")
+            else:
+                found.done.append((str(path), name))
+                with zipfile.ZipFile(found.archive, "a", zipfile.ZIP_STORED) as zipped:
+                    zipped.write(path, name)
+            yield found
 
 
 def batch_tab(service: Service) -> None:
@@ -37,38 +85,25 @@ def batch_tab(service: Service) -> None:
             download = gr.DownloadButton("Download all (zip)", interactive=False)
 
     def run(
-        files: list[str] | None, styles: list[str] | None, alpha: float, style_size: float, size: float | None
+        files: list[str] | None,
+        styles: list[str] | None,
+        alpha: float,
+        style_size: float,
+        size: float | None,
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008 - how Gradio finds it
     ) -> Iterator[tuple[Any, ...]]:
-        if not files or not styles:
-            raise gr.Error("Choose photos and at least one style.", print_exception=False)
-        if len(files) > MOST:
-            raise gr.Error(f"At most {MOST} photos at once; these are {len(files)}.", print_exception=False)
-        options = Options(alpha=alpha, style_size=round(style_size), size=round(size or 0))
-        folder = service.scratch()
-        archive = folder / "stylized.zip"
-        shown: list[tuple[str, str]] = []
-        failed: list[str] = []
-        total = len(files) * len(styles)
-        for file in files:
-            for style in styles:
-                name = f"{len(shown) + len(failed) + 1:03}-{Path(file).stem[:60]}-{style}.jpg"
-                try:
-                    _, after, _ = service.stylize(file, style, options, kind="batch")
-                    path = folder / name
-                    save_picture(after, path)
-                except gr.Error as error:
-                    failed.append(f"{Path(file).name}: {error.message}")
-                else:
-                    shown.append((str(path), name))
-                    with zipfile.ZipFile(archive, "a", zipfile.ZIP_STORED) as zipped:
-                        zipped.write(path, name)
-                line = f"{len(shown) + len(failed)} of {total}" + "".join(f"\n- {text}" for text in failed)
-                ready = gr.DownloadButton(value=str(archive), interactive=True) if shown else gr.skip()
-                yield line, shown, ready
+        with told():
+            options = Options(alpha=alpha, style_size=round(style_size), size=round(size or 0))
+        for so_far in stylize_all(service, files, styles, options, request.session_hash):
+            progress((so_far.count, so_far.total), desc="Stylizing", unit="pictures")
+            line = f"{so_far.count} of {so_far.total}" + "".join(f"\n- {text}" for text in so_far.failed)
+            ready = gr.DownloadButton(value=str(so_far.archive), interactive=True) if so_far.done else gr.skip()
+            yield line, so_far.done, ready
 
     private: dict[str, Any] = {"api_visibility": "private"}
     event = button.click(
         run, [files, styles, alpha, style_size, size], [status, results, download], show_progress_on=status,
-        **private, **MODEL,
+        **private, **service.queue,
     )  # fmt: skip
-    cancel.click(None, cancels=[event], **private)
+    cancels(service, cancel, event)

@@ -10,7 +10,7 @@ import gradio as gr
 from styleapp.compare import Comparison, compare, group_sweep
 from styleapp.errors import OptionError
 from styleapp.options import Options
-from styleapp.web.fields import MODEL, photo_field, style_field, upload
+from styleapp.web.fields import cancels, photo_field, style_field, upload
 from styleapp.web.service import Service
 
 __all__ = ["compare_tab", "compared"]
@@ -27,14 +27,23 @@ METHODS = {
 
 
 def compared(
-    service: Service, photo: str | None, style: str | None, methods: list[str], size: float, kind: str = "compare"
+    service: Service,
+    photo: str | None,
+    style: str | None,
+    methods: list[str],
+    size: float,
+    kind: str = "compare",
+    **more: Any,
 ) -> Comparison:
     """One photo, one style, several methods, one after another.
+
+    Args:
+        more: ``session`` and ``progress`` of :meth:`Service.turn`.
 
     Raises:
         gr.Error: for what a visitor can do wrong.
     """
-    with service.turn(kind, photo, style):
+    with service.turn(kind, photo, style, **more) as watch:
         if photo is None:
             raise OptionError("choose a photo first")
         if style is None:
@@ -42,7 +51,10 @@ def compared(
         if not methods:
             raise OptionError("choose at least one method")
         options = Options(size=round(size), style_size=service.stroke)
-        return compare(service.transfer, service.transfer.fit(photo, options), [style], methods, options)
+        picture = service.transfer.fit(photo, options)
+        return compare(
+            service.transfer, picture, [style], methods, options, progress=lambda done, total: watch(done / total)
+        )
 
 
 def compare_tab(service: Service) -> None:
@@ -58,7 +70,9 @@ def compare_tab(service: Service) -> None:
             )
             groups = gr.Slider(0, 9, 5, step=1, label="Groups of AdaGN, as a power of two: 0 is layer norm, 9 instance")
             size = gr.Slider(128, 512, 256, step=32, label="Size of the pictures")
-            button = gr.Button("Compare", variant="primary", size="lg")
+            with gr.Row():
+                button = gr.Button("Compare", variant="primary", size="lg", scale=3)
+                cancel = gr.Button("Cancel", size="lg", scale=1, min_width=80)
             sweep = gr.Button("All numbers of groups")
         with gr.Column(scale=3, min_width=320):
             shown = gr.HTML(
@@ -73,15 +87,34 @@ def compare_tab(service: Service) -> None:
         )
 
     def run(
-        photo: str | None, style: str | None, painting: str | None, methods: list[str], groups: float, size: float
+        photo: str | None,
+        style: str | None,
+        painting: str | None,
+        methods: list[str],
+        groups: float,
+        size: float,
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008 - how Gradio finds it
     ) -> str:
         chosen = [f"adagn:{2 ** round(groups)}" if m == "adagn" else m for m in METHODS if m in methods]
-        return frame(compared(service, photo, painting or style, chosen, size))
+        more = {"session": request.session_hash, "progress": lambda share: progress(share, desc="Comparing")}
+        return frame(compared(service, photo, painting or style, chosen, size, **more))
 
-    def run_sweep(photo: str | None, style: str | None, painting: str | None, size: float) -> str:
+    def run_sweep(
+        photo: str | None,
+        style: str | None,
+        painting: str | None,
+        size: float,
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> str:
         channels = service.transfer.stylizer.encoder.num_channels
-        return frame(compared(service, photo, painting or style, group_sweep(channels), size, "sweep"))
+        more = {"session": request.session_hash, "progress": lambda share: progress(share, desc="Comparing")}
+        return frame(compared(service, photo, painting or style, group_sweep(channels), size, "sweep", **more))
 
     private: dict[str, Any] = {"api_visibility": "private"}
-    button.click(run, [photo, style, painting, methods, groups, size], shown, **private, **MODEL)
-    sweep.click(run_sweep, [photo, style, painting, size], shown, **private, **MODEL)
+    events = [
+        button.click(run, [photo, style, painting, methods, groups, size], shown, **private, **service.queue),
+        sweep.click(run_sweep, [photo, style, painting, size], shown, **private, **service.queue),
+    ]
+    cancels(service, cancel, *events)

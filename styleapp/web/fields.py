@@ -6,12 +6,10 @@ from typing import Any
 
 import gradio as gr
 
+from styleapp.learn import example_photos
 from styleapp.web.service import Service
 
-__all__ = ["photo_field", "style_field", "upload"]
-
-MODEL = {"concurrency_id": "model", "concurrency_limit": 1}
-"""For every event that uses the network: they take turns, also across tabs."""
+__all__ = ["cancels", "photo_field", "style_field", "upload"]
 
 
 def upload(label: str, height: int = 240, **more: Any) -> gr.Image:
@@ -34,8 +32,26 @@ def _as_uploaded(payload: Any) -> str | None:
 
 
 def photo_field(label: str = "Photo", height: int = 260) -> gr.Image:
-    """Where a visitor puts a photo."""
-    return upload(label, height)
+    """Where a visitor puts a photo, or takes one that comes with us."""
+    field = upload(label, height)
+    if photos := example_photos():
+        gr.Examples(
+            [str(p) for p in photos],
+            field,
+            label="Or try one of these",
+            example_labels=[p.stem.capitalize() for p in photos],
+            api_visibility="private",
+        )
+    return field
+
+
+def cancels(service: Service, button: gr.Button, *events: Any) -> None:
+    """Let the button end these events: what waits at once, what is in work after the tile in hand."""
+
+    def cancel(request: gr.Request) -> None:
+        service.cancel(request.session_hash)
+
+    button.click(cancel, cancels=list(events), queue=False, api_visibility="private")
 
 
 def style_field(service: Service, label: str = "Style", **more: Any) -> gr.Dropdown:

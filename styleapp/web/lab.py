@@ -13,7 +13,7 @@ from styleapp.controls import parse_norm
 from styleapp.errors import OptionError
 from styleapp.norms import moments, normalize, pool_moments
 from styleapp.options import Options
-from styleapp.web.fields import MODEL, photo_field, style_field
+from styleapp.web.fields import photo_field, style_field
 from styleapp.web.service import Service
 
 __all__ = ["cube", "lab_tab"]
@@ -25,6 +25,10 @@ OVER = {
     "bn": ("Batch norm", "each channel over all photos of a batch: the axes N, H and W"),
 }
 NORMS = {"in": "adain", "ln": "adaln", "gn": "adagn:4", "bn": "adabn"}
+SERIES = {"photo": "#888888", "style": "#e9a06f", "result": "#3b6fd4"}
+WIDTHS = (2, 5, 2)
+"""Of their lines and points: where the result is what the style is, both are seen."""
+
 COLOURS = ["#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#76b7b2", "#edc948", "#b07aa1", "#9c755f"]
 
 
@@ -68,11 +72,34 @@ def lab_tab(service: Service) -> None:
                 height=300,
                 buttons=["fullscreen"],
             )
-            plot = gr.Image(label="Means and deviations of all channels", interactive=False, format="png", height=260,
-                            buttons=["fullscreen"])  # fmt: skip
+            histograms = gr.Image(
+                label="How many channels have which mean and which deviation",
+                interactive=False,
+                format="png",
+                height=300,
+                buttons=["fullscreen"],
+            )
+            plot = gr.Image(
+                label="Mean and deviation of each channel",
+                interactive=False,
+                format="png",
+                height=260,
+                buttons=["fullscreen"],
+            )
 
     @torch.inference_mode()
-    def look(photo: str | None, style: str | None, norm: str) -> tuple[Image.Image, Image.Image]:
+    def look(photo: str | None, style: str | None, norm: str) -> tuple[Image.Image, Image.Image, Image.Image]:
+        """What a norm does to the features of a photo.
+
+        Args:
+            photo: image file.
+            style: name of a built-in style.
+            norm: what shares a mean and a deviation: in, ln, gn or bn.
+
+        Returns:
+            Eight channels of relu4_1 before and after, histograms of means and deviations of all channels, and each
+            channel's mean and deviation as a point.
+        """
         with service.turn("lab", photo):
             if photo is None or style is None:
                 raise OptionError("choose a photo and a style")
@@ -94,11 +121,12 @@ def lab_tab(service: Service) -> None:
             (m.mean.flatten().cpu().numpy(), m.var.clamp_min(0).sqrt().flatten().cpu().numpy()) for m in (own, done)
         ]
         target = code.beta.flatten().cpu().numpy(), code.gamma.flatten().cpu().numpy()
-        return _maps([row[0, busiest] for row in rows]), _scatter([found[0], target, found[1]])
+        points = [found[0], target, found[1]]
+        return _maps([row[0, busiest] for row in rows]), _histograms(points), _scatter(points)
 
     private: dict[str, Any] = {"api_visibility": "private"}
     norm.change(lambda norm: (cube(norm), OVER[norm][1]), norm, [shares, about], **private)
-    button.click(look, [photo, style, norm], [maps, plot], **private, **MODEL)
+    button.click(look, [photo, style, norm], [maps, histograms, plot], api_name="look", **service.queue)
 
 
 def _maps(rows: list[torch.Tensor]) -> Image.Image:
@@ -114,24 +142,55 @@ def _maps(rows: list[torch.Tensor]) -> Image.Image:
     return sheet.convert("RGB")
 
 
+def _limits(points: list[tuple[np.ndarray, np.ndarray]]) -> list[float]:
+    """Up to where means and deviations are shown: a few channels are far out."""
+    return [max(float(np.quantile(p[i], 0.995)) for p in points) or 1.0 for i in (0, 1)]
+
+
+def _histograms(points: list[tuple[np.ndarray, np.ndarray]], bins: int = 40) -> Image.Image:
+    """Of the channels' means, and of their deviations, for photo, style and result, on one scale."""
+    width, height, pad = 420, 300, 34
+    picture = Image.new("RGB", (2 * width, height), "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=13)
+    for i, (text, limit) in enumerate(zip(("mean", "deviation"), _limits(points), strict=True)):
+        left, right, bottom = i * width + pad, (i + 1) * width - 12, height - pad
+        counts = [np.histogram(np.clip(p[i], 0, limit), bins, (0, limit))[0] for p in points]
+        scale = (bottom - 40) / np.sqrt(max(c.max() for c in counts))  # roots: the tail is what differs
+        step = (right - left) / bins
+        for k, (count, colour) in enumerate(zip(counts, SERIES.values(), strict=True)):
+            line = []
+            for b, c in enumerate(count):
+                y = bottom - scale * float(np.sqrt(c))
+                line += [(left + b * step, y), (left + (b + 1) * step, y)]
+            draw.line([(left, bottom), *line, (right, bottom)], fill=colour, width=WIDTHS[k])
+        draw.line((left, bottom, right, bottom), fill="#999")
+        draw.text((right, bottom + 6), f"{text}, 0 to {limit:.2f}", fill="#333", font=font, anchor="ra")
+        draw.text((left, 8), "channels (square root)", fill="#333", font=font)
+    for k, (name, colour) in enumerate(SERIES.items()):
+        x = width - 12 - 76 * (len(SERIES) - k)
+        draw.rectangle((x, 10, x + 10, 20), fill=colour)
+        draw.text((x + 15, 8), name, fill="#333", font=font)
+    return picture
+
+
 def _scatter(points: list[tuple[np.ndarray, np.ndarray]]) -> Image.Image:
     """Each channel a point, its mean across and its deviation up, for photo, style and result."""
     width, height, pad = 640, 300, 40
     picture = Image.new("RGB", (width, height), "white")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=13)
-    most = [max(float(np.quantile(p[i], 0.995)) for p in points) or 1.0 for i in (0, 1)]
+    most = _limits(points)
     draw.line((pad, 10, pad, height - pad, width - 10, height - pad), fill="#999")
     draw.text((width - 10, height - pad + 6), "mean", fill="#333", font=font, anchor="ra")
     draw.text((6, 10), "dev.", fill="#333", font=font)
-    for (mean, deviation), colour, name, i in zip(
-        points, ("#888888", "#d4743b", "#3b6fd4"), ("photo", "style", "result"), range(3), strict=True
-    ):
+    for i, ((mean, deviation), (name, colour)) in enumerate(zip(points, SERIES.items(), strict=True)):
+        r = WIDTHS[i]
         for x, y in zip(mean, deviation, strict=True):
             at = (
                 pad + (width - pad - 20) * min(1, x / most[0]),
                 height - pad - (height - pad - 20) * min(1, y / most[1]),
             )
-            draw.ellipse((at[0] - 2, at[1] - 2, at[0] + 2, at[1] + 2), fill=colour)
-        draw.ellipse((pad + 20, 16 + 18 * i, pad + 28, 24 + 18 * i), fill=colour)
-        draw.text((pad + 34, 13 + 18 * i), name, fill="#333", font=font)
+            draw.ellipse((at[0] - r, at[1] - r, at[0] + r, at[1] + r), fill=colour)
+        y = height - pad - 62 + 18 * i
+        draw.ellipse((width - 80, y, width - 72, y + 8), fill=colour)
+        draw.text((width - 66, y - 4), name, fill="#333", font=font)
     return picture

@@ -8,7 +8,7 @@ import gradio as gr
 from PIL import Image
 
 from styleapp.options import Options
-from styleapp.web.fields import MODEL, photo_field, style_field
+from styleapp.web.fields import cancels, photo_field, style_field
 from styleapp.web.service import Service
 
 __all__ = ["corner_weights", "mix_tab"]
@@ -28,15 +28,18 @@ def mix_tab(service: Service) -> None:
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
             photo = photo_field()
-            with gr.Row():
-                corners = [
-                    style_field(service, text, value=names[i % len(names)] if i < 2 and names else None, min_width=140)
-                    for i, text in enumerate(CORNERS)
-                ]
+            corners: list[gr.Dropdown] = []
+            for pair in (CORNERS[:2], CORNERS[2:]):
+                with gr.Row():
+                    for text in pair:
+                        given = names[len(corners) % len(names)] if len(corners) < 2 and names else None
+                        corners.append(style_field(service, text, value=given, min_width=140))
             gr.Markdown("Leave a corner empty to mix fewer styles.", elem_classes="hint")
             x = gr.Slider(0, 1, 0.5, step=0.01, label="Left to right")
             y = gr.Slider(0, 1, 0.5, step=0.01, label="Top to bottom")
-            button = gr.Button("Mix", variant="primary", size="lg")
+            with gr.Row():
+                button = gr.Button("Mix", variant="primary", size="lg", scale=3)
+                cancel = gr.Button("Cancel", size="lg", scale=1, min_width=80)
         with gr.Column(scale=3, min_width=320):
             result = gr.ImageSlider(
                 label="Photo and mix", format="png", interactive=False, max_height=480, buttons=["fullscreen"]
@@ -59,24 +62,52 @@ def mix_tab(service: Service) -> None:
             raise gr.Error("Choose at least one style.", print_exception=False)
         return found
 
-    def render(photo: str | None, x: float, y: float, *styles: str | None) -> tuple[Any, str]:
+    def options_of(styles: tuple[str | None, ...], size: int = 0) -> Options:
+        return Options(size=size, style_size=service.stroke, norm=service.network(*filter(None, styles)))
+
+    # What Gradio puts in by itself comes first: behind *styles it would not find its place.
+    def render(
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008 - how Gradio finds it
+        photo: str | None = None,
+        x: float = 0.5,
+        y: float = 0.5,
+        *styles: str | None,
+    ) -> tuple[Any, str]:
         before, after, line = service.stylize(
-            photo, mixture(styles, x, y), Options(style_size=service.stroke), kind="mix"
+            photo,
+            mixture(styles, x, y),
+            options_of(styles),
+            kind="mix",
+            session=request.session_hash,
+            progress=lambda share: progress(share, desc="Mixing"),
         )
         return (before, after.convert("RGB")), line
 
     def preview(photo: str | None, x: float, y: float, *styles: str | None) -> Any:
-        found = service.preview(photo, mixture(styles, x, y), Options(style_size=service.stroke)) if photo else None
+        found = service.preview(photo, mixture(styles, x, y), options_of(styles)) if photo else None
         return found or gr.skip()
 
-    def square(photo: str | None, *styles: str | None) -> Any:
+    def square(
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+        photo: str | None = None,
+        *styles: str | None,
+    ) -> Any:
         if photo is None or not any(styles):
             return gr.skip()
         sheet = Image.new("RGB", (STEPS * CELL, STEPS * CELL))
         for row in range(STEPS):
             for column in range(STEPS):
                 mixed = mixture(styles, column / (STEPS - 1), row / (STEPS - 1))
-                _, after, _ = service.stylize(photo, mixed, Options(size=CELL, style_size=service.stroke), kind="mix")
+                _, after, _ = service.stylize(
+                    photo,
+                    mixed,
+                    options_of(styles, CELL),
+                    kind="mix",
+                    session=request.session_hash,
+                )
+                progress((row * STEPS + column + 1) / STEPS**2, desc="All mixes")
                 edge = min(after.size)
                 left, top = (after.width - edge) // 2, (after.height - edge) // 2
                 cell = after.convert("RGB").crop((left, top, left + edge, top + edge)).resize((CELL, CELL))
@@ -88,12 +119,17 @@ def mix_tab(service: Service) -> None:
         return tuple(round(min(1.0, max(0.0, (v - CELL / 2) / (side - CELL))), 2) for v in event.index)  # type: ignore[return-value]
 
     private: dict[str, Any] = {"api_visibility": "private"}
-    button.click(render, [photo, x, y, *corners], [result, status], show_progress_on=result, **private, **MODEL)
-    for slider in (x, y):
-        slider.change(
+    run = button.click(
+        render, [photo, x, y, *corners], [result, status], show_progress_on=result, **private, **service.queue
+    )
+    for field in (photo, x, y, *corners):
+        field.change(
             preview, [photo, x, y, *corners], result, trigger_mode="always_last", show_progress="hidden",
-            **private, **MODEL,
+            **private, **service.queue,
         )  # fmt: skip
-    for field in (photo, *corners):
-        field.change(square, [photo, *corners], pad, trigger_mode="always_last", **private, **MODEL)
+    squares = [
+        field.change(square, [photo, *corners], pad, trigger_mode="always_last", **private, **service.queue)
+        for field in (photo, *corners)
+    ]
+    cancels(service, cancel, run, *squares)
     pad.select(point, None, [x, y], **private)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
@@ -11,8 +12,9 @@ from PIL import Image
 from styleapp.errors import OptionError
 from styleapp.images import from_pil
 from styleapp.options import Options
-from styleapp.web.fields import MODEL, style_field, upload
-from styleapp.web.service import Service, shown, told
+from styleapp.pipeline import Region
+from styleapp.web.fields import cancels, style_field, upload
+from styleapp.web.service import PREVIEW, Service, shown, told
 
 __all__ = ["masks_of", "regions_tab"]
 
@@ -77,15 +79,16 @@ def regions_tab(service: Service) -> None:
         with gr.Column(scale=2, min_width=300):
             fields = []
             for i, colour in enumerate(COLOURS):
-                with gr.Row():
-                    fields.append(
-                        style_field(service, f"Where it is {colour}", value=names[i % len(names)] if names else None)
-                    )
-                    fields.append(gr.Slider(0, 1, 1, step=0.05, label="Strength", min_width=120))
-            mask = upload("Or a grey picture as the mask of the first region", 120)
+                with gr.Group():
+                    given = names[i % len(names)] if names else None
+                    fields.append(style_field(service, f"Where it is {colour}", value=given))
+                    fields.append(gr.Slider(0, 1, 1, step=0.05, label="Strength"))
+            mask = upload("Or a grey picture as the red mask", 160)
             rest = gr.Dropdown([("the photo", ""), *service.choices], value="", label="The rest")
             feather = gr.Slider(0, 60, 8, step=1, label="Softness of the borders, in pixels")
-            button = gr.Button("Stylize regions", variant="primary", size="lg")
+            with gr.Row():
+                button = gr.Button("Stylize regions", variant="primary", size="lg", scale=3)
+                cancel = gr.Button("Cancel", size="lg", scale=1, min_width=80)
 
     decode = editor.preprocess
 
@@ -98,31 +101,92 @@ def regions_tab(service: Service) -> None:
 
     editor.preprocess = checked
 
+    does = _Handlers(service)
+    private: dict[str, Any] = {"api_visibility": "private"}
+    inputs = [editor, mask, rest, feather, *fields]
+    live = [
+        field.change(
+            does.preview,
+            inputs,
+            [result, status],
+            trigger_mode="always_last",
+            show_progress="hidden",
+            **private,
+            **service.queue,
+        )
+        for field in inputs
+    ]
+    run = button.click(
+        does.render, inputs, [result, status], cancels=live, show_progress_on=result, **private, **service.queue
+    )
+    cancels(service, cancel, run, *live)
+
+
+class _Handlers:
+    """What the button and the brush do."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    def _network(self, chosen: Sequence[Region], rest: str) -> str:
+        return self.service.network(*(str(style) for _, style, _ in chosen), *([rest] if rest else []))
+
+    # What Gradio puts in by itself comes first: behind *fields it would not find its place.
     def render(
-        edited: dict[str, Any] | None, mask: str | None, rest: str, feather: float, *fields: Any
+        self,
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008 - how Gradio finds it
+        edited: dict[str, Any] | None = None,
+        mask: str | None = None,
+        rest: str = "",
+        feather: float = 0.0,
+        *fields: Any,
     ) -> tuple[Any, str]:
         if not edited or edited.get("background") is None:
             raise gr.Error("Drop a photo first.", print_exception=False)
         photo = edited["background"]
-        layers = edited.get("layers") or []
-        masks: list[Any] = masks_of(layers[0]) if layers else [None] * len(COLOURS)
-        if mask is not None:
-            masks[0] = mask
-        chosen = [(m, s, a) for m, s, a in zip(masks, fields[::2], fields[1::2], strict=True) if m is not None and s]
+        chosen = _asked(edited, mask, fields)
         with told():
             if not chosen and not rest:
                 raise OptionError("paint on the photo first, or choose a style for the rest")
-            options = Options(feather=feather, style_size=service.stroke)
-        with service.turn("regions", mask):
-            picture = from_pil(photo.convert("RGB"), service.transfer.max_pixels)
-            result = service.transfer.picture(picture, rest or None, options, regions=chosen)
+            options = Options(feather=feather, style_size=self.service.stroke, norm=self._network(chosen, rest))
+        told_share: dict[str, Any] = {
+            "session": request.session_hash,
+            "progress": lambda share: progress(share, desc="Stylizing"),
+        }
+        with self.service.turn("regions", mask, **told_share) as watch:
+            picture = from_pil(photo.convert("RGB"), self.service.transfer.max_pixels)
+            result = self.service.transfer.picture(picture, rest or None, options, regions=chosen, progress=watch)
         return (photo.convert("RGB"), shown(result)), f"{photo.width} × {photo.height} px"
 
-    button.click(
-        render,
-        [editor, mask, rest, feather, *fields],
-        [result, status],
-        show_progress_on=result,
-        api_visibility="private",
-        **MODEL,
-    )
+    def preview(
+        self, edited: dict[str, Any] | None, mask: str | None, rest: str, feather: float, *fields: Any
+    ) -> tuple[Any, Any]:
+        """At a small size, while one paints."""
+        if not edited or edited.get("background") is None:
+            return gr.skip(), gr.skip()
+        photo, chosen = edited["background"], _asked(edited, mask, fields)
+        if not chosen and not rest:
+            return gr.skip(), gr.skip()
+        scale = min(1.0, PREVIEW / min(photo.size))
+        options = Options(
+            feather=feather * scale,
+            style_size=self.service.stroke,
+            size=round(scale * min(photo.size)),
+            norm=self._network(chosen, rest),
+        )
+        with self.service.turn("preview", mask):
+            picture = self.service.transfer.fit(
+                from_pil(photo.convert("RGB"), self.service.transfer.max_pixels), options
+            )
+            result = self.service.transfer.picture(picture, rest or None, options, regions=chosen)
+        return (shown(picture), shown(result)), "Preview. Press Stylize regions for the full size."
+
+
+def _asked(edited: dict[str, Any], mask: str | None, fields: Sequence[Any]) -> list[Region]:
+    """The regions that are painted and have a style."""
+    layers = edited.get("layers") or []
+    masks: list[Any] = masks_of(layers[0]) if layers else [None] * len(COLOURS)
+    if mask is not None:
+        masks[0] = mask
+    return [(m, s, a) for m, s, a in zip(masks, fields[::2], fields[1::2], strict=True) if m is not None and s]

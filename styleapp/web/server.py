@@ -9,6 +9,7 @@ import os
 import secrets
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import gradio as gr
@@ -92,7 +93,7 @@ class Server:
     def __init__(self, app: FastAPI, host: str, port: int) -> None:
         config = uvicorn.Config(app, host=host, port=port, log_level="warning", server_header=False)
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, daemon=True)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         while not self._server.started and self._thread.is_alive():
             self._thread.join(0.02)
@@ -100,6 +101,10 @@ class Server:
             raise OptionError(f"port {port} of {host} cannot be had; take another with --port")
         bound = self._server.servers[0].sockets[0].getsockname()
         self.url = f"http://{host}:{bound[1]}"
+
+    def _run(self) -> None:
+        with suppress(SystemExit):  # a port that is taken; told where the thread was started
+            self._server.run()
 
     def __enter__(self) -> Server:
         return self
@@ -125,14 +130,16 @@ def launch(
     port: int = 7860,
     max_upload: str = "20mb",
     users: dict[str, str] | None = None,
+    work_seconds: float = 300.0,
 ) -> Server:
-    """Serve the page. ``port`` 0 takes a free one.
+    """Serve the page. ``port`` 0 takes a free one; ``work_seconds`` is what one request may take.
 
     Raises:
         OptionError: if the port is taken.
     """
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    return Server(make_app(Service(transfer), max_upload=max_upload, users=users), host, port)
+    service = Service(transfer, work_seconds=work_seconds)
+    return Server(make_app(service, max_upload=max_upload, users=users), host, port)
 
 
 # Passwords: one line a user, name:scrypt$salt$hash

@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,15 +17,16 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from styleapp.errors import OptionError, StyleError
+from styleapp.errors import OptionError, StyleError, unknown_name
 from styleapp.files import save_picture
 from styleapp.images import Metadata, Picture, from_pil, to_pil
 from styleapp.memory import release_freed_memory, resident
 from styleapp.options import Options
 from styleapp.pipeline import Style, StyleTransfer
+from styleapp.web.together import Together
 from styleapp.weights import BuiltInStyle
 
-__all__ = ["FORMATS", "PREVIEW", "Service", "caption", "settings_of", "shown", "told"]
+__all__ = ["BUSY", "FORMATS", "PREVIEW", "Progress", "Service", "caption", "settings_of", "shown", "told"]
 
 PREVIEW = 256
 """Short side of the picture that follows the sliders."""
@@ -33,6 +34,18 @@ PREVIEW = 256
 FORMATS = ("png", "jpg", "webp")
 KEPT_SECONDS = 3600
 TIDY_EVERY = 10
+THUMBNAIL = 256
+TOGETHER = 8
+"""Photos of one size that a GPU takes at once."""
+
+BUSY = "Many people are here at once. Please try again in a minute."
+
+Progress = Callable[[float], None]
+"""Told the share of the work that is done, from 0 to 1."""
+
+
+class _CancelledError(StyleError):
+    """The visitor wants no result any more."""
 
 
 class Service:
@@ -41,15 +54,27 @@ class Service:
     Args:
         transfer: what stylizes.
         wait_seconds: how long a request waits for its turn before it is told to come back.
+        work_seconds: how long it may then take; looked at after each tile.
+        together: photos of one size that go through the network at once; None for what suits the device.
     """
 
-    def __init__(self, transfer: StyleTransfer, *, wait_seconds: float = 120.0) -> None:
+    def __init__(
+        self,
+        transfer: StyleTransfer,
+        *,
+        wait_seconds: float = 120.0,
+        work_seconds: float = 300.0,
+        together: int | None = None,
+    ) -> None:
         self.transfer = transfer
         self.wait_seconds = wait_seconds
+        self.work_seconds = work_seconds
+        self.together = Together(transfer, together or (TOGETHER if transfer.device.type == "cuda" else 1))
         self.counts: Counter[tuple[str, str]] = Counter()
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.waiting = 0
-        self._lock = threading.Lock()
+        self._device = threading.Lock()
+        self._cancelled: dict[str, float] = {}
         self._folder = tempfile.TemporaryDirectory(prefix="styleapp-page-")
         self.thumbnails = self._thumbnails()
 
@@ -71,36 +96,102 @@ class Service:
             return set()
         return set(self.transfer.conditional("cin").codes) | set(self.transfer.gallery.learned)
 
+    def check_names(self, *styles: str) -> None:
+        """Refuse what is no name of a style: nothing that a visitor writes may become a path.
+
+        Raises:
+            OptionError: with what was meant, perhaps.
+        """
+        for style in styles:
+            if style not in self.transfer.gallery.styles:
+                raise unknown_name("style", style, self.transfer.gallery.styles)
+
+    def network(self, *styles: str | None, color: str = "none") -> str:
+        """The norm that the page takes by itself: "cin" where it knows every one of these, else "adain".
+
+        The thumbnails show the same.
+        """
+        learned = self.learned
+        return "cin" if color in ("none", "luma") and all(s in learned for s in styles) else "adain"
+
+    @property
+    def queue(self) -> dict[str, Any]:
+        """For every event of the page that uses the network: they take turns, also across tabs."""
+        return {"concurrency_id": "model", "concurrency_limit": self.together.most}
+
     @contextmanager
-    def turn(self, kind: str, *files: str | None) -> Iterator[None]:
+    def turn(
+        self, kind: str, *files: str | None, session: str | None = None, progress: Progress = lambda share: None
+    ) -> Iterator[Progress]:
         """Wait for the network; inside, errors of a visitor become messages, without the places of files.
 
         Args:
             kind: what is done, for the metrics.
             files: uploads, whose paths are nothing to show.
+            session: of the visitor, who may cancel.
+            progress: told the share of the work.
+
+        Yields:
+            What to call with the share of the work that is done: it ends what was cancelled or takes too long.
         """
-        self.waiting += 1
-        got = self._lock.acquire(timeout=self.wait_seconds)
-        self.waiting -= 1
-        if not got:
-            self.counts[kind, "busy"] += 1
-            raise gr.Error("Many people are here at once. Please try again in a minute.", print_exception=False)
-        start = time.perf_counter()
-        outcome = "failed"
+        with self._counted(kind, *files), self._device_had():
+            yield self._watch(session, progress)
+
+    @contextmanager
+    def _counted(self, kind: str, *files: str | None) -> Iterator[None]:
+        outcome, start = "failed", time.perf_counter()
         try:
             with told(*files):
                 try:
                     yield
                     outcome = "done"
+                except _CancelledError:
+                    outcome = "cancelled"
+                    raise
                 except StyleError:
                     outcome = "refused"
                     raise
+                except gr.Error as error:
+                    outcome = "busy" if error.message == BUSY else "refused"
+                    raise
         finally:
-            self._lock.release()
             self.counts[kind, outcome] += 1
             self.seconds[kind] += time.perf_counter() - start
             if sum(self.counts.values()) % TIDY_EVERY == 0:
                 release_freed_memory()  # requests come in many threads, and each leaves some behind
+
+    @contextmanager
+    def _device_had(self) -> Iterator[None]:
+        self.waiting += 1
+        got = self._device.acquire(timeout=self.wait_seconds)
+        self.waiting -= 1
+        if not got:
+            raise gr.Error(BUSY, print_exception=False)
+        try:
+            yield
+        finally:
+            self._device.release()
+
+    def _watch(self, session: str | None, progress: Progress) -> Progress:
+        start = time.monotonic()
+
+        def watch(share: float) -> None:
+            if session is not None and self._cancelled.get(session, -1.0) >= start:
+                raise _CancelledError("cancelled")
+            if time.monotonic() - start > self.work_seconds and share < 1:
+                raise OptionError(
+                    f"this takes longer than the {self.work_seconds:g} seconds that a request may take here; "
+                    "choose a smaller size"
+                )
+            progress(share)
+
+        return watch
+
+    def cancel(self, session: str | None) -> None:
+        """End what this visitor has in work, after the tile in hand."""
+        if session is not None:
+            now = time.monotonic()
+            self._cancelled = {s: t for s, t in self._cancelled.items() if now - t < KEPT_SECONDS} | {session: now}
 
     def stylize(
         self,
@@ -111,17 +202,27 @@ class Service:
         regions: Any = (),
         kind: str = "stylize",
         files: tuple[str | None, ...] = (),
+        session: str | None = None,
+        progress: Progress = lambda share: None,
     ) -> tuple[Image.Image, Image.Image, str]:
-        """(photo as it was stylized, result, a line about it)."""
-        with self.turn(kind, photo, *files):
+        """(photo as it was stylized, result, a line about it). ``session`` and ``progress`` as in :meth:`turn`."""
+        with self._counted(kind, photo, *files):
             if photo is None:
                 raise OptionError("choose a photo first")
             if style is None and not regions:
                 raise OptionError("choose a painting or one of the built-in styles")
             start = time.perf_counter()
             picture = self.transfer.fit(photo, options)
-            result = self.transfer.picture(picture, style, options, regions=regions)
             seconds = time.perf_counter() - start
+            if style is not None and not regions and self.together.most > 1:
+                result, working = self.together.picture(picture, style, options, self._device_had)
+            else:
+                with self._device_had():
+                    start = time.perf_counter()
+                    watch = self._watch(session, progress)
+                    result = self.transfer.picture(picture, style, options, regions=regions, progress=watch)
+                working = time.perf_counter() - start
+            seconds += working
         height, width = result.size
         where = f"{self.transfer.device}, {self.transfer.precision}"
         return shown(picture), to_pil(result), f"{width} × {height} px in {seconds:.2f} s ({where})"
@@ -178,7 +279,7 @@ class Service:
         photos = example_photos()
         if not photos:
             return []
-        options = Options(size=max(160, self.transfer.stylizer.min_size))
+        options = Options(size=max(THUMBNAIL, self.transfer.stylizer.min_size))
         photo = self.transfer.fit(photos[0], options)
         height, width = photo.size
         top, left = 0, (width - min(height, width)) // 2
@@ -186,9 +287,8 @@ class Service:
         square = replace(photo, pixels=photo.pixels[..., top : top + edge, left : left + edge])
         sizes = self.transfer.gallery.sizes
         small = replace(options, style_size=min(max(256, sizes[0]), sizes[-1]))
-        learned = self.learned
         return [
-            (to_pil(self.transfer.picture(square, n, replace(small, norm="cin" if n in learned else "adain"))), n)
+            (to_pil(self.transfer.picture(square, n, replace(small, norm=self.network(n)))), n)
             for n in self.transfer.gallery.styles
         ]
 

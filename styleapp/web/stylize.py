@@ -9,7 +9,7 @@ import gradio as gr
 from PIL import Image
 
 from styleapp.options import COLOURS, Options
-from styleapp.web.fields import MODEL, photo_field, stroke_field, style_field, upload
+from styleapp.web.fields import cancels, photo_field, stroke_field, style_field, upload
 from styleapp.web.service import FORMATS, Service, settings_of, told
 
 __all__ = ["stylize_tab"]
@@ -103,15 +103,21 @@ def stylize_tab(service: Service, page: gr.Blocks) -> None:
             trigger_mode="always_last",
             show_progress="hidden",
             **private,
-            **MODEL,
+            **service.queue,
         )
         for event in moved
     ]
     # A preview that is still waiting must not take the place of the result.
     run = button.click(
-        does.render, [*controls, fmt, earlier], outputs, cancels=live, show_progress_on=result, **private, **MODEL
+        does.render,
+        [*controls, fmt, earlier],
+        outputs,
+        cancels=live,
+        show_progress_on=result,
+        **private,
+        **service.queue,
     )
-    cancel.click(None, cancels=[run, *live], **private)
+    cancels(service, cancel, run, *live)
     gallery.select(does.picked, None, style, **private)
     earlier.select(does.show, earlier, [result, status], **private)
     again.click(lambda made: made[0] if made else gr.skip(), made, photo, **private)
@@ -138,9 +144,18 @@ class _Handlers:
         size: float | None,
         fmt: str,
         earlier: list[Any] | None,
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008 - how Gradio finds it
     ) -> tuple[Any, ...]:
         options = options_of(alpha, style_size, self.network(norm, style, painting, color), color, size)
-        before, after, line = self.service.stylize(photo, painting or style, options, files=(painting,))
+        before, after, line = self.service.stylize(
+            photo,
+            painting or style,
+            options,
+            files=(painting,),
+            session=request.session_hash,
+            progress=lambda share: progress(share, desc="Stylizing"),
+        )
         settings = settings_of(options, "a painting" if painting else str(style))
         path = self.service.file(after, "png", settings)
         strip = [*(entry[0] for entry in earlier or []), path][-EARLIER:]
@@ -162,11 +177,10 @@ class _Handlers:
         return (found, "Preview. Press Stylize for the full size.") if found else (gr.skip(), gr.skip())
 
     def network(self, norm: str, style: str | None, painting: str | None, color: str) -> str:
-        """What "auto" stands for: the thumbnails show the same."""
+        """What "auto" stands for."""
         if norm != "auto":
             return norm
-        named = painting is None and style in self.service.learned and color in ("none", "luma")
-        return "cin" if named else "adain"
+        return "adain" if painting else self.service.network(style, color=color)
 
     def picked(self, event: gr.SelectData) -> str:
         return self.service.thumbnails[event.index][1]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+import zipfile
 from pathlib import Path
 
 import httpx
@@ -49,10 +50,69 @@ def test_endpoint_gives_what_the_python_api_gives(client, transfer, photo, tmp_p
 def test_mix(client, transfer, photo):
     weights = {"great-wave": 3, "the-visit": 1}
     result, _ = client.predict(handle_file(photo), weights, 1, 0, api_name="/mix")
-    wanted = transfer.stylize(photo, weights, style_size=128)
+    wanted = transfer.stylize(photo, weights, norm="cin")
     assert np.array_equal(np.asarray(Image.open(result)), np.asarray(wanted))
     with pytest.raises(Exception, match="JSON object such as"):
         client.predict(handle_file(photo), ["great-wave"], 1, 0, api_name="/mix")
+    with pytest.raises(Exception, match="nknown style"):  # although there is such a file
+        client.predict(handle_file(photo), {str(photo): 1}, 1, 0, api_name="/mix")
+
+
+def test_regions(client, transfer, photo, tmp_path):
+    left, right = Image.new("L", (56, 40)), Image.new("L", (56, 40))
+    left.paste(255, (0, 0, 28, 40))
+    right.paste(255, (28, 0, 56, 40))
+    masks = [tmp_path / "left.png", tmp_path / "right.png"]
+    left.save(masks[0])
+    right.save(masks[1])
+    said = [{"style": "great-wave", "alpha": 0.5}, {"style": "the-visit"}]
+
+    def call_regions(regions: object, masks: list[Path] = masks, rest: str = "", feather: float = 4):
+        files = [handle_file(m) for m in masks]
+        return client.predict(handle_file(photo), files, regions, rest, feather, 0, api_name="/regions")
+
+    result, line = call_regions(said)
+    wanted = transfer.stylize(
+        photo, None, regions=[(masks[0], "great-wave", 0.5), (masks[1], "the-visit", 1.0)], feather=4, norm="cin"
+    )
+    assert np.array_equal(np.asarray(Image.open(result)), np.asarray(wanted)) and line.startswith("56 × 40")
+    with_rest, _ = call_regions(said[:1], masks[:1], "wheat-field")
+    wanted = transfer.stylize(
+        photo, "wheat-field", regions=[(masks[0], "great-wave", 0.5)], feather=4, norm="cin", style_size=128
+    )
+    assert np.array_equal(np.asarray(Image.open(with_rest)), np.asarray(wanted))
+    for regions, message in (
+        (["great-wave"], "JSON list such as"),
+        (said[:1], "1 entries for 2 masks"),
+        ([{"style": str(photo)}, said[1]], "nknown style"),
+        ([{"style": "great-wave", "alpha": 2}, said[1]], "must be from 0 to 1"),
+    ):
+        with pytest.raises(Exception, match=message):
+            call_regions(regions)
+
+
+def test_batch(client, transfer, photo, tmp_path):
+    (tmp_path / "text.png").write_text("text")
+    photos = [handle_file(p) for p in (photo, tmp_path / "text.png")]
+    archive, failures = client.predict(photos, ["great-wave", "the-visit"], 1, 64, 0, api_name="/batch")
+    assert len(failures) == 2 and failures[0].startswith("text.png: not an image")
+    with zipfile.ZipFile(archive) as zipped:
+        assert len(zipped.namelist()) == 2
+        found = np.asarray(Image.open(io.BytesIO(zipped.read(zipped.namelist()[0]))).convert("RGB"), dtype=float)
+    wanted = np.asarray(transfer.stylize(photo, "great-wave", norm="cin"), dtype=float)
+    assert np.abs(found - wanted).mean() < 6  # JPEG
+    for files, names, message in (
+        (photos, "great-wave", "JSON list such as"),
+        (photos, [str(photo)], "nknown style"),
+        (photos, [], "at least one style"),
+    ):
+        with pytest.raises(Exception, match=message):
+            client.predict(files, names, 1, 64, 0, api_name="/batch")
+
+
+def test_look(client, photo):
+    pictures = client.predict(handle_file(photo), "great-wave", "gn", api_name="/look")
+    assert len(pictures) == 3 and all(Image.open(p).width > 300 for p in pictures)
 
 
 def test_compare(client, photo):
@@ -69,7 +129,7 @@ def test_styles(client):
 
 def test_only_the_documented_endpoints_are_named(client):
     named = client.view_api(return_format="dict")["named_endpoints"]
-    assert set(named) == {"/stylize", "/mix", "/compare", "/styles"}
+    assert set(named) == {"/stylize", "/mix", "/regions", "/compare", "/look", "/batch", "/styles"}
     page = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
     for name, about in named.items():
         assert name in page

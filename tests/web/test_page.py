@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import threading
+import time
 import zipfile
 
 import numpy as np
@@ -63,6 +66,50 @@ def test_result_as_photo_earlier_results_and_another_format(visit, photo):
     with page.expect_download() as download:
         page.get_by_role("button", name="Download", exact=True).locator("visible=true").first.click()
     assert Image.open(download.value.path()).format == "WEBP"
+
+
+def test_an_example_is_a_photo(visit):
+    visitor = visit()
+    visitor.page.get_by_role("button", name="Cat").locator("visible=true").first.click()
+    visitor.page.get_by_text("Preview. Press Stylize").wait_for(timeout=20_000)
+    visitor.button("Stylize")
+    visitor.page.get_by_text("451 × 300 px in").wait_for(timeout=20_000)
+
+
+def test_cancel_ends_what_is_in_work_and_the_queue_shows_the_place(visit, service, monkeypatch, tmp_path):
+    """The first visitor's rendering hangs until it is cancelled; the second waits in the queue, then has a picture."""
+    started, ended = threading.Event(), threading.Event()
+    render = service.transfer.picture
+
+    def slow(photo, style, options, *, progress=lambda share: None, **more):
+        if photo.size != (72, 96):
+            return render(photo, style, options, progress=progress, **more)
+        started.set()
+        try:
+            for i in range(600):
+                progress(i / 600)
+                time.sleep(0.05)
+        finally:
+            ended.set()
+        raise AssertionError("was not cancelled")
+
+    monkeypatch.setattr(service.transfer, "picture", slow)
+    noise(72, 96, seed=1).save(tmp_path / "slow.png")
+    noise(48, 32, seed=2).save(tmp_path / "quick.png")
+    first, second = visit(query="?size=72"), visit()
+    second.upload(tmp_path / "quick.png")
+    second.page.get_by_text("Preview. Press Stylize").wait_for(timeout=20_000)
+    first.upload(tmp_path / "slow.png")
+    first.button("Stylize")
+    assert started.wait(20)
+    first.page.get_by_text(re.compile(r"Stylizing - \d+")).first.wait_for(timeout=10_000)
+    second.button("Stylize")
+    second.page.get_by_text(re.compile(r"queue: 1/1")).first.wait_for(timeout=10_000)
+    assert not ended.is_set()
+    first.button("Cancel")
+    second.page.get_by_text("32 × 48 px in").wait_for(timeout=20_000)
+    assert ended.is_set()
+    assert service.counts["stylize", "cancelled"] == 1
 
 
 def test_a_thumbnail_picks_a_style(visit):
@@ -149,7 +196,7 @@ def test_regions(visit, tmp_path):
     mouse.down()
     mouse.move(middle[0] + 30, middle[1] + 20, steps=6)
     mouse.up()
-    visitor.page.wait_for_timeout(800)
+    visitor.page.get_by_text("Preview. Press Stylize regions").wait_for(timeout=20_000)
     visitor.button("Stylize regions")
     visitor.page.get_by_text("160 × 200 px").wait_for(timeout=20_000)
     visitor.shot("regions")

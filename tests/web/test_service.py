@@ -1,0 +1,134 @@
+"""Requests that meet: batches, time limits, errors that stay with their owner."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import gradio as gr
+import numpy as np
+import pytest
+from conftest import noise
+
+from styleapp.errors import OptionError
+from styleapp.images import from_pil, to_pil
+from styleapp.options import Options
+from styleapp.web import Service
+from styleapp.web.service import BUSY
+
+OPTIONS = Options(style_size=64, tile="off")
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Four of one size, one of another, one that is none."""
+    paths = []
+    for i, size in enumerate([(40, 48)] * 4 + [(32, 32)]):
+        paths.append(tmp_path / f"{i}.png")
+        noise(*size, seed=i).save(paths[-1])
+    paths.append(tmp_path / "text.png")
+    paths[-1].write_text("text")
+    return [str(p) for p in paths]
+
+
+def at_once(service: Service, jobs: list[tuple[str, str]], options: Options = OPTIONS) -> list[object]:
+    """The result or the error of each, all asked for while another request holds the device."""
+    found: list[object] = [None] * len(jobs)
+
+    def work(i: int, photo: str, style: str) -> None:
+        try:
+            found[i] = service.stylize(photo, style, options)[1]
+        except gr.Error as error:
+            found[i] = str(error.message)
+
+    threads = [threading.Thread(target=work, args=(i, *job)) for i, job in enumerate(jobs)]
+    with service.turn("other"):
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + 10
+        readable = sum(not photo.endswith("text.png") for photo, _ in jobs)
+        while service.waiting < readable and time.monotonic() < deadline:
+            time.sleep(0.01)
+    for thread in threads:
+        thread.join(20)
+    return found
+
+
+def test_photos_of_one_size_go_together_and_are_as_alone(transfer, photos):
+    service = Service(transfer, together=4)
+    styles = ["great-wave", "the-visit", "wheat-field", "great-wave", "great-wave"]
+    found = at_once(service, list(zip(photos[:5], styles, strict=True)))
+    assert sorted(service.together.sizes) == [1, 4]
+    for photo, style, result in zip(photos, styles, found, strict=False):
+        alone = transfer.stylize(photo, style, style_size=64)
+        difference = np.asarray(result, dtype=int) - np.asarray(alone, dtype=int)
+        assert np.abs(difference).max() <= 1
+
+
+def test_what_goes_wrong_with_one_is_its_own(transfer, photos, monkeypatch):
+    service = Service(transfer, together=4)
+    alone = transfer.picture
+
+    def fragile(photo, style, options, **more):
+        if style == "the-visit":
+            raise OptionError("this one breaks")
+        return alone(photo, style, options, **more)
+
+    def broken(*_):
+        raise RuntimeError("the batch breaks")
+
+    monkeypatch.setattr(transfer, "pictures", broken)
+    monkeypatch.setattr(transfer, "picture", fragile)
+    jobs = [(photos[0], "great-wave"), (photos[1], "the-visit"), (photos[2], "wheat-field"), (photos[5], "great-wave")]
+    found = at_once(service, jobs)
+    assert found[1] == "This one breaks" and str(found[3]).startswith("text.png: not an image")
+    for i in (0, 2):
+        assert found[i] == to_pil(alone(transfer.fit(photos[i], OPTIONS), jobs[i][1], OPTIONS))
+    assert service.counts["stylize", "done"] == 2 and service.counts["stylize", "refused"] == 2
+
+
+def test_one_at_a_time_on_a_cpu(transfer, photos):
+    service = Service(transfer)
+    assert service.queue == {"concurrency_id": "model", "concurrency_limit": 1}
+    found = at_once(service, [(p, "great-wave") for p in photos[:3]])
+    assert all(not isinstance(f, str) for f in found) and service.together.sizes == []
+
+
+def test_who_waits_too_long_is_told(transfer, photos):
+    for together in (1, 4):
+        service = Service(transfer, wait_seconds=0.05, together=together)
+        with service.turn("other"), pytest.raises(gr.Error, match="Many people"):
+            service.stylize(photos[0], "great-wave", OPTIONS)
+        assert service.counts["stylize", "busy"] == 1 and BUSY.startswith("Many people")
+        assert service.stylize(photos[0], "great-wave", OPTIONS)[1].size == (48, 40)  # nothing is left behind
+
+
+def test_a_request_may_take_so_long(transfer, tmp_path):
+    noise(300, 200).save(tmp_path / "large.png")
+    service = Service(transfer, work_seconds=0.0)
+    with pytest.raises(gr.Error, match="longer than the 0 seconds"):
+        service.stylize(str(tmp_path / "large.png"), "great-wave", Options(style_size=64, tile="48"))
+    assert service.counts["stylize", "refused"] == 1
+
+
+def test_cancel_is_for_what_began_before(transfer, photos):
+    service = Service(transfer)
+    service.cancel("ada")
+    assert service.stylize(photos[0], "great-wave", OPTIONS, session="ada")[1].size == (48, 40)
+    with pytest.raises(gr.Error), service.turn("stylize", session="ada") as watch:
+        watch(0.1)
+        service.cancel("bob")
+        watch(0.2)
+        service.cancel("ada")
+        watch(0.3)
+    assert service.counts["stylize", "cancelled"] == 1
+
+
+def test_only_names_of_styles_are_names(transfer, photos):
+    service = Service(transfer)
+    service.check_names("great-wave", "the-visit")
+    for name in (photos[0], "../weights/styles.safetensors", "great-wav"):
+        with pytest.raises(OptionError, match="unknown style"):
+            service.check_names("great-wave", name)
+    assert service.network("great-wave") == "cin" and service.network("great-wave", color="coral") == "adain"
+    assert from_pil(service.thumbnails[0][0]).size[0] >= 160

@@ -6,6 +6,7 @@ ARG TORCH=cpu
 RUN python -m venv /venv
 ENV PATH=/venv/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 # PyTorch first: its layer stays while the code changes. The registry's own build has CUDA inside.
+# hadolint ignore=DL3013 -- the newest that pyproject.toml allows
 RUN if [ "$TORCH" = cpu ]; then \
         pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu; \
     else pip install torch torchvision; fi
@@ -18,7 +19,7 @@ RUN pip install /src
 FROM python:3.12-slim
 COPY --from=build /venv /venv
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin styleapp
-USER styleapp
+USER 10001
 ENV PATH=/venv/bin:$PATH \
     HOME=/tmp \
     GRADIO_ANALYTICS_ENABLED=False \

@@ -171,6 +171,7 @@ def web(
     ] = None,
     max_upload: Annotated[str, typer.Option(help="Largest upload, such as 20MB.")] = "20MB",
     max_pixels: Annotated[str, typer.Option(help="Largest photo or painting, such as 40MP.")] = "40MP",
+    mcp: Annotated[bool, typer.Option("--mcp", help="Serve the endpoints to language models too (extra mcp).")] = False,
     time_limit: Annotated[float, typer.Option(min=1, help="Seconds that one request may take.")] = 300.0,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -192,7 +193,13 @@ def web(
         keep_freed_memory()
         transfer = StyleTransfer(device, precision, max_pixels=round(float(match[1]) * 1e6))
         server = launch(
-            transfer, host=host, port=port, max_upload=max_upload.lower(), users=users, work_seconds=time_limit
+            transfer,
+            host=host,
+            port=port,
+            max_upload=max_upload.lower(),
+            users=users,
+            work_seconds=time_limit,
+            mcp=mcp,
         )
         typer.echo(f"{server.url}  Ctrl-C ends")
         try:

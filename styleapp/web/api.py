@@ -27,13 +27,13 @@ class _Endpoints:
     def stylize(
         self,
         photo: str | None,
-        painting: str | None,
-        style: str | None,
-        alpha: float,
-        style_size: float,
-        size: float,
-        norm: str,
-        color: str,
+        painting: str | None = None,
+        style: str | None = None,
+        alpha: float = 1.0,
+        style_size: float = 512,
+        size: float = 0,
+        norm: str = "adain",
+        color: str = "none",
     ) -> tuple[Image.Image, str]:
         """Stylize a photo.
 

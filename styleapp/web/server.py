@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import importlib.util
 import os
 import secrets
 import threading
@@ -35,13 +36,21 @@ HEADERS = {
 }
 
 
-def make_app(service: Service, *, max_upload: str = "20mb", users: dict[str, str] | None = None) -> FastAPI:
+def make_app(
+    service: Service, *, max_upload: str = "20mb", users: dict[str, str] | None = None, mcp: bool = False
+) -> FastAPI:
     """The page at /, /healthz and /metrics.
 
     Args:
         max_upload: largest upload, such as "20mb".
         users: name and hashed password of who may enter; None for everybody.
+        mcp: serve the endpoints as tools of the Model Context Protocol too, at /gradio_api/mcp/.
+
+    Raises:
+        OptionError: if what MCP needs is not installed.
     """
+    if mcp and importlib.util.find_spec("mcp") is None:
+        raise OptionError("--mcp needs the extra mcp: pip install 'styleapp[mcp]'")
     app = FastAPI(title="StyleApp", docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.middleware("http")
@@ -76,6 +85,7 @@ def make_app(service: Service, *, max_upload: str = "20mb", users: dict[str, str
         run_history=False,
         show_error=False,
         enable_monitoring=False,
+        mcp_server=mcp,
         theme=theme(),
         css=css(),
         head=head(),
@@ -131,15 +141,16 @@ def launch(
     max_upload: str = "20mb",
     users: dict[str, str] | None = None,
     work_seconds: float = 300.0,
+    mcp: bool = False,
 ) -> Server:
     """Serve the page. ``port`` 0 takes a free one; ``work_seconds`` is what one request may take.
 
     Raises:
-        OptionError: if the port is taken.
+        OptionError: if the port is taken, or what MCP needs is not installed.
     """
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     service = Service(transfer, work_seconds=work_seconds)
-    return Server(make_app(service, max_upload=max_upload, users=users), host, port)
+    return Server(make_app(service, max_upload=max_upload, users=users, mcp=mcp), host, port)
 
 
 # Passwords: one line a user, name:scrypt$salt$hash

@@ -5,8 +5,8 @@ FROM python:3.12-slim AS build
 ARG TORCH=cpu
 RUN python -m venv /venv
 ENV PATH=/venv/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-# PyTorch first: its layer stays while the code changes. The registry's own build has CUDA inside.
-# hadolint ignore=DL3013 -- the newest that pyproject.toml allows
+# PyTorch first, the newest that fits: its layer stays while the code changes. The registry's own build has CUDA inside.
+# hadolint ignore=DL3013
 RUN if [ "$TORCH" = cpu ]; then \
         pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu; \
     else pip install torch torchvision; fi

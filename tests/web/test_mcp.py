@@ -23,19 +23,21 @@ def test_tools(service, photo):
     transport = pytest.importorskip("mcp.client.streamable_http")
 
     async def use(url: str) -> None:
-        async with transport.streamablehttp_client(f"{url}/gradio_api/mcp/") as (read, write, _):
-            async with mcp.ClientSession(read, write) as session:
-                await session.initialize()
-                tools = {tool.name: tool for tool in (await session.list_tools()).tools}
-                assert set(tools) == {"stylize", "mix", "regions", "compare", "look", "batch", "styles"}
-                assert "strength of the style" in str(tools["stylize"].inputSchema["properties"]["alpha"])
-                styles = await session.call_tool("styles", {})
-                assert "great-wave" in str(styles.content)
-                data = "data:image/png;base64," + base64.b64encode(photo.read_bytes()).decode()
-                done = await session.call_tool("stylize", {"photo": data, "style": "great-wave", "style_size": 64})
-                assert not done.isError and "56 × 40 px" in str(done.content)
-                for bad in ("/etc/hostname", "http://127.0.0.1:1/x.png"):
-                    assert (await session.call_tool("stylize", {"photo": bad, "style": "great-wave"})).isError
+        async with (
+            transport.streamablehttp_client(f"{url}/gradio_api/mcp/") as (read, write, _),
+            mcp.ClientSession(read, write) as session,
+        ):
+            await session.initialize()
+            tools = {tool.name: tool for tool in (await session.list_tools()).tools}
+            assert set(tools) == {"stylize", "mix", "regions", "compare", "look", "batch", "styles"}
+            assert "strength of the style" in str(tools["stylize"].inputSchema["properties"]["alpha"])
+            styles = await session.call_tool("styles", {})
+            assert "great-wave" in str(styles.content)
+            data = "data:image/png;base64," + base64.b64encode(photo.read_bytes()).decode()
+            done = await session.call_tool("stylize", {"photo": data, "style": "great-wave", "style_size": 64})
+            assert not done.isError and "56 × 40 px" in str(done.content)
+            for bad in ("/etc/hostname", "http://127.0.0.1:1/x.png"):
+                assert (await session.call_tool("stylize", {"photo": bad, "style": "great-wave"})).isError
 
     with Server(make_app(service, mcp=True), "127.0.0.1", 0) as server:
         asyncio.run(use(server.url))

@@ -131,14 +131,14 @@ def render(
     Raises:
         OptionError: if EFDM is asked for and the features of the photo do not fit into memory.
     """
-    out = torch.empty_like(picture.pixels, memory_format=torch.channels_last)
+    out = picture.empty()
     if matching.kind == "efdm" and not plan.keep:
         raise OptionError("efdm needs all features of the photo at once: raise --max-memory, or take another --norm")
     cells = cells_of(picture.size)
     passes = (content is None) + 1  # over the photo; those of the norms inside the decoder come on top
     if stylizer.conditional and not plan.covers(picture.size):
         passes += len(stylizer.norms) - 1
-    done = _counted(progress, passes * cells[0] * cells[1])
+    done = _after_tile(picture, progress, passes * cells[0] * cells[1])
     if content is None:
         content = measure_content(stylizer, picture, plan, matching, note, done)
     halo = halo_of(stylizer.decoder.radius)
@@ -195,12 +195,13 @@ def render(
     return replace(picture, pixels=out)
 
 
-def _counted(progress: Progress, total: int) -> Callable[[Window], None]:
+def _after_tile(picture: Picture, progress: Progress, total: int) -> Callable[[Window], None]:
     """What to call with each window that is ready, of so many features in all passes."""
     worked = 0
 
     def done(w: Window) -> None:
         nonlocal worked
+        picture.forget()
         worked += w.size[0] * w.size[1]
         progress(min(1.0, worked / total))
 

@@ -27,11 +27,15 @@ __all__ = [
     "Animation",
     "atomic_path",
     "check_output",
+    "opened",
     "read_animation",
     "read_image",
     "save_animation",
     "save_picture",
     "save_rgb",
+    "vips_about",
+    "vips_srgb",
+    "writing",
 ]
 
 _FORMATS = {
@@ -73,7 +77,7 @@ def read_image(source: str | os.PathLike[str] | bytes, max_pixels: int = MAX_PIX
         ImageError: naming the file, if it is missing, a folder, empty, no image, damaged, or has more
             than ``max_pixels`` pixels. The size is known, and refused, before any pixel is decoded.
     """
-    with _opened(source, max_pixels) as (image, name):
+    with opened(source, max_pixels) as (image, name):
         if not _is_deep(image):
             return from_pil(image, max_pixels, name)
         if image.width * image.height <= max_pixels:
@@ -110,7 +114,7 @@ def read_animation(source: str | os.PathLike[str] | bytes, max_pixels: int = MAX
     Raises:
         ImageError: as :func:`read_image`; the pixels of all frames count together.
     """
-    with _opened(source, max_pixels) as (image, name):
+    with opened(source, max_pixels) as (image, name):
         count = getattr(image, "n_frames", 1)
         if count == 1 or image.format not in ("GIF", "WEBP"):
             return None
@@ -131,7 +135,7 @@ def read_animation(source: str | os.PathLike[str] | bytes, max_pixels: int = MAX
 
 
 @contextmanager
-def _opened(source: str | os.PathLike[str] | bytes, max_pixels: int) -> Iterator[tuple[Image.Image, str]]:
+def opened(source: str | os.PathLike[str] | bytes, max_pixels: int) -> Iterator[tuple[Image.Image, str]]:
     """The image, not yet decoded, and its name in messages; every failure in the block as an ImageError."""
     name = "image data" if isinstance(source, bytes) else os.fspath(source)
     if not isinstance(source, bytes):
@@ -192,29 +196,27 @@ def _vips_image(pyvips: Any, source: str | os.PathLike[str] | bytes) -> Any:
     return pyvips.Image.new_from_file(os.fspath(source), access="sequential", fail_on="error")
 
 
+def vips_srgb(image: Any, depth: int) -> Any:
+    """A libvips image in sRGB of 8 or 16 bits a channel: three bands, and one of transparency where it has one."""
+    alpha, integer = None, "uchar" if depth == 8 else "ushort"
+    if image.hasalpha():
+        alpha = image[image.bands - 1].cast(integer)
+        image = image[0 : image.bands - 1]
+    if image.get_typeof("icc-profile-data") and image.get("icc-profile-data") != srgb_profile():
+        intent = {"intent": "relative", "black_point_compensation": True}
+        image = image.icc_transform("srgb", embedded=True, depth=depth, **intent)
+    else:
+        image = image.colourspace("srgb" if depth == 8 else "rgb16")
+    image = image.cast(integer)
+    return image if alpha is None else image.bandjoin(alpha)
+
+
 def _from_vips(image: Any, metadata: Metadata) -> Picture:
     """A 16-bit picture of a libvips image: upright, in sRGB."""
-    image = image.autorot()
-    alpha = None
-    if image.hasalpha():
-        alpha = image[image.bands - 1]
-        image = image[0 : image.bands - 1]
-    if image.get_typeof("icc-profile-data"):
-        intent = {"intent": "relative", "black_point_compensation": True}
-        image = image.icc_transform("srgb", embedded=True, depth=16, **intent)
-    else:
-        image = image.colourspace("rgb16")
-
-    def tensor(values: Any) -> torch.Tensor:
-        array = values.cast("ushort").numpy()
-        return (
-            torch.from_numpy(np.ascontiguousarray(array)).view(1, values.height, values.width, -1).permute(0, 3, 1, 2)
-        )
-
-    if alpha is None:
-        return Picture(tensor(image), None, metadata)
-    both = tensor(image.bandjoin(alpha))  # in one go: the file is read once, from top to bottom
-    return Picture(both[:, :3], both[:, 3:], metadata)
+    values = vips_srgb(image.autorot(), 16)  # in one go: the file is read once, from top to bottom
+    array = np.ascontiguousarray(values.numpy())
+    both = torch.from_numpy(array).view(1, values.height, values.width, -1).permute(0, 3, 1, 2)
+    return Picture(both[:, :3], both[:, 3:] if values.bands == 4 else None, metadata)
 
 
 # Writing
@@ -263,7 +265,7 @@ def save_picture(picture: Picture | Image.Image, path: Path, *, quality: int = 9
         except ImportError:
             note = "written in 8 bits a channel; pip install 'styleapp[deep]' keeps 16"
         else:
-            with _writing(path, picture.pixels.numel() * 2) as temporary:
+            with writing(path, picture.pixels.numel() * 2) as temporary:
                 _save_vips(pyvips, picture, temporary)
             return note
     image = to_pil(picture) if isinstance(picture, Picture) else picture
@@ -272,7 +274,7 @@ def save_picture(picture: Picture | Image.Image, path: Path, *, quality: int = 9
         info = image.info
         image = Image.alpha_composite(white, image).convert("RGB")
         image.info = info
-    with _writing(path, image.width * image.height * len(image.getbands())) as temporary:
+    with writing(path, image.width * image.height * len(image.getbands())) as temporary:
         image.save(temporary, format=fmt, **_save_options(image, fmt, quality))
     return note
 
@@ -294,7 +296,7 @@ def save_animation(animation: Animation, path: Path, *, quality: int = 95) -> No
         options |= {"disposal": 2} if first.mode == "RGBA" else {}
     else:
         options |= {"quality": quality, "method": 4, "icc_profile": srgb_profile()}
-    with _writing(path, len(animation.frames) * first.width * first.height) as temporary:
+    with writing(path, len(animation.frames) * first.width * first.height) as temporary:
         first.save(temporary, format=_FORMATS[path.suffix.lower()], **options)
 
 
@@ -337,21 +339,27 @@ def _save_vips(pyvips: Any, picture: Picture, path: Path) -> None:
             alpha = (unit(alpha) * 65535).round().to(torch.uint16)
         layers.append(alpha)
     array = torch.cat(layers, 1)[0].permute(1, 2, 0).contiguous().cpu().numpy()
-    image = pyvips.Image.new_from_array(array, interpretation="rgb16").copy()
-    blob = pyvips.GValue.blob_type
-    image.set_type(blob, "icc-profile-data", srgb_profile())
-    if picture.metadata.exif:
-        image.set_type(blob, "exif-data", picture.metadata.exif)
-    if picture.metadata.dpi:
-        image = image.copy(xres=picture.metadata.dpi[0] / 25.4, yres=picture.metadata.dpi[1] / 25.4)
+    image = vips_about(pyvips, pyvips.Image.new_from_array(array, interpretation="rgb16"), picture.metadata)
     if path.suffix.lower() == ".png":
         image.pngsave(str(path))
     else:
         image.tiffsave(str(path), compression="deflate", predictor="horizontal", resunit="inch")
 
 
+def vips_about(pyvips: Any, image: Any, metadata: Metadata) -> Any:
+    """A libvips image in sRGB with what its file is to say besides the pixels."""
+    image = image.copy()
+    blob = pyvips.GValue.blob_type
+    image.set_type(blob, "icc-profile-data", srgb_profile())
+    if metadata.exif:
+        image.set_type(blob, "exif-data", metadata.exif)
+    if metadata.dpi:
+        image = image.copy(xres=metadata.dpi[0] / 25.4, yres=metadata.dpi[1] / 25.4)
+    return image
+
+
 @contextmanager
-def _writing(path: Path, raw_bytes: int) -> Iterator[Path]:
+def writing(path: Path, raw_bytes: int) -> Iterator[Path]:
     """:func:`atomic_path` with failures as an ImageError."""
     try:
         with atomic_path(path) as temporary:

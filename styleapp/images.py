@@ -18,7 +18,18 @@ from torch import Tensor
 
 from styleapp.errors import ImageError
 
-__all__ = ["MAX_PIXELS", "Metadata", "Picture", "from_pil", "quantized", "to_pil", "unit"]
+__all__ = [
+    "MAX_PIXELS",
+    "Metadata",
+    "Picture",
+    "check_pixels",
+    "from_pil",
+    "header_metadata",
+    "quantized",
+    "srgb_profile",
+    "to_pil",
+    "unit",
+]
 
 MAX_PIXELS = 200_000_000
 _FULL = {torch.uint8: 255, torch.uint16: 65535}
@@ -58,6 +69,13 @@ class Picture:
         """(height, width)."""
         return self.pixels.shape[-2], self.pixels.shape[-1]
 
+    def empty(self) -> Tensor:
+        """Room for a result of this size and depth, where this picture is kept."""
+        return torch.empty_like(self.pixels, memory_format=torch.channels_last)
+
+    def forget(self) -> None:
+        """Called where pixels have been looked at and are not needed for now."""
+
     @property
     def rgb(self) -> Tensor:
         """float32, (1, 3, H, W), in [0,1]: what the networks take."""
@@ -78,7 +96,8 @@ def quantized(values: Tensor, dtype: torch.dtype) -> Tensor:
     return (values.float() * full).round_().clamp_(0, full).to(dtype)
 
 
-def _check_pixels(image: Image.Image, name: str, max_pixels: int) -> None:
+def check_pixels(image: Image.Image, name: str, max_pixels: int) -> None:
+    """Refuse, with ``name``, an image of more than ``max_pixels`` pixels, told from its header."""
     pixels = image.width * image.height
     if pixels > max_pixels:
         raise ImageError(
@@ -93,11 +112,10 @@ def from_pil(image: Image.Image, max_pixels: int = MAX_PIXELS, name: str = "imag
     Raises:
         ImageError: with ``name``, for more than ``max_pixels`` pixels or float pixels that are not finite.
     """
-    _check_pixels(image, name, max_pixels)
-    dpi = image.info.get("dpi")
+    check_pixels(image, name, max_pixels)
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # it copies the image even when there is nothing to do
         image = ImageOps.exif_transpose(image)
-    metadata = Metadata(_exif(image), None if dpi is None else (float(dpi[0]), float(dpi[1])))
+    metadata = Metadata(_exif(image), _dpi(image))
     if image.mode.startswith("I") or image.mode == "F":
         return Picture(_deep_grey(image, name), metadata=metadata)
     alpha = None
@@ -115,14 +133,32 @@ _STORAGE_TAGS = {
 }  # fmt: skip
 
 
+def header_metadata(image: Image.Image, exif: bytes) -> Metadata:
+    """Of a file whose pixels are not to be decoded; Pillow decodes a PNG to find its EXIF, so it is given."""
+    found = Image.Exif()
+    try:
+        found.load(exif)
+    except Exception:  # as below
+        found = Image.Exif()
+    return Metadata(_kept(found), _dpi(image))
+
+
+def _dpi(image: Image.Image) -> tuple[float, float] | None:
+    dpi = image.info.get("dpi")
+    return None if dpi is None else (float(dpi[0]), float(dpi[1]))
+
+
 def _exif(image: Image.Image) -> bytes:
     try:
-        exif = image.getexif()
-        for tag in _STORAGE_TAGS & set(exif):
-            del exif[tag]
-        return exif.tobytes() if len(exif) else b""
+        return _kept(image.getexif())
     except Exception:  # a damaged block of EXIF data is no reason to refuse the picture
         return b""
+
+
+def _kept(exif: Image.Exif) -> bytes:
+    for tag in _STORAGE_TAGS & set(exif):
+        del exif[tag]
+    return exif.tobytes() if len(exif) else b""
 
 
 def _deep_grey(image: Image.Image, name: str) -> Tensor:
@@ -141,7 +177,7 @@ def _deep_grey(image: Image.Image, name: str) -> Tensor:
 def _to_srgb(image: Image.Image) -> Image.Image:
     """RGB in sRGB. A profile that is broken or of another kind of image is ignored, as browsers do."""
     profile = image.info.get("icc_profile")
-    if profile:
+    if profile and profile != srgb_profile():  # a result of ours comes back to the last bit
         if image.mode == "RGBA":
             image = image.convert("RGB")
         try:

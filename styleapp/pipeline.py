@@ -32,6 +32,7 @@ from styleapp.engine import Content, brightness, measure_content, render
 from styleapp.errors import DeviceError, ImageError, OptionError, unknown_name
 from styleapp.files import Animation, read_image
 from styleapp.images import MAX_PIXELS, Picture, from_pil, quantized, to_pil, unit
+from styleapp.large import LargePicture, is_large, read_large
 from styleapp.memory import available
 from styleapp.models import StyleCode, Stylizer, TransformerNet, code_from_moments
 from styleapp.norms import merge, moments
@@ -413,7 +414,7 @@ class StyleTransfer:
             self.device,
             tile=None if tile is None else int(tile),
             budget=parse_bytes(options.max_memory) if options.max_memory else None,
-            result_bytes=count * picture.pixels.numel() * picture.pixels.element_size(),
+            result_bytes=0 if isinstance(picture, LargePicture) else count * picture.pixels.nbytes,
         )
         return replace(plan, keep=plan.keep and keep)
 
@@ -460,8 +461,17 @@ class StyleTransfer:
             values = _resized(values, list(photo.size))
         return values
 
-    def fit(self, content: Source, options: Options) -> Picture:
-        """Read a photo and scale it to ``options.size``."""
+    def fit(self, content: Source, options: Options, *, on_disk: bool = False) -> Picture:
+        """Read a photo and scale it to ``options.size``.
+
+        Args:
+            on_disk: keep a photo that is large for the memory that is allowed as a :class:`LargePicture`, where
+                nothing in the options needs all of its pixels at once.
+        """
+        if on_disk and isinstance(content, Path) and not options.size and options.color in ("none", "luma"):
+            budget = parse_bytes(options.max_memory) if options.max_memory else available(torch.device("cpu")) // 2
+            if is_large(content, budget):
+                return self._fitted(read_large(content, self.max_pixels), options)
         return self._fitted(self._read(content, "photo"), options)
 
     def _fitted(self, picture: Picture, options: Options) -> Picture:

@@ -263,6 +263,7 @@ def stylize_file(
     A GIF or WebP of several frames becomes one where the result can hold them.
     """
     from styleapp.files import ANIMATED, read_animation, save_animation, save_picture
+    from styleapp.large import LargePicture, save_large
 
     notes: list[str] = []
     start = time.perf_counter()
@@ -275,7 +276,7 @@ def stylize_file(
         save_animation(done, target, quality=quality)
         size = done.frames[0].size
     else:
-        picture = transfer.fit(photo, options)
+        picture = transfer.fit(photo, options, on_disk=True)
         read = time.perf_counter()
         with progress_bar("stylizing") as advance:  # moves tile by tile
             result = transfer.picture(
@@ -289,7 +290,10 @@ def stylize_file(
         rendered = time.perf_counter()
         notes.append(picture.metadata.note)
         del picture  # of a large photo there is no room for the copy that an encoder makes besides
-        notes.append(save_picture(result, target, quality=quality))
+        if isinstance(result, LargePicture):
+            notes.append(save_large(result, target, quality=quality))
+        else:
+            notes.append(save_picture(result, target, quality=quality))
         size = result.size
     seconds = {"read": read - start, "stylize": rendered - read, "write": time.perf_counter() - rendered}
     return size, seconds, [note for note in notes if note]

@@ -240,6 +240,79 @@ def test_batch(visit, photo, tmp_path):
     visitor.shot("batch")
 
 
+def test_cancel_of_a_batch_keeps_what_is_done(visit, service, monkeypatch, tmp_path):
+    for i in range(6):
+        noise(48, 40, seed=i).save(tmp_path / f"p{i}.png")
+    render, done = service.transfer.picture, []
+    going_on = threading.Event()
+
+    def slow(*args, **more):
+        if len(done) == 2:  # the third waits until there was time to press the button
+            going_on.wait(20)
+        done.append(1)
+        return render(*args, **more)
+
+    visitor = visit()
+    page = visitor.page
+    visitor.tab("Batch")
+    visitor.upload(*(tmp_path / f"p{i}.png" for i in range(6)))
+    box = page.get_by_role("combobox", name="Styles: one result for each")
+    box.click()
+    page.get_by_role("option").first.click()
+    page.keyboard.press("Escape")
+    monkeypatch.setattr(service.transfer, "picture", slow)
+    visitor.button("Stylize all")
+    page.get_by_text("2 of 6").first.wait_for(timeout=20_000)
+    visitor.button("Cancel")
+    page.wait_for_timeout(800)
+    going_on.set()
+    page.wait_for_timeout(1500)
+    assert len(done) == 3 and not page.get_by_text("3 of 6").count()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download all (zip)").click()
+    with zipfile.ZipFile(download.value.path()) as zipped:
+        assert len(zipped.namelist()) == 2 and zipped.testzip() is None
+
+
+def test_by_keyboard_alone(visit, photo):
+    """The file is chosen with the dialog, everything else with keys."""
+    visitor = visit()
+    page = visitor.page
+    visitor.upload(photo)
+    page.get_by_text("Preview. Press Stylize").wait_for(timeout=20_000)
+    reached = []
+    for _ in range(120):
+        page.keyboard.press("Tab")
+        focus = page.evaluate("(e => [e.innerText || e.ariaLabel || '', e.role || e.tagName])(document.activeElement)")
+        reached.append(focus)
+        if focus[0].strip() == "Stylize" and focus[1] != "tab":
+            break
+    else:
+        raise AssertionError(f"Tab does not lead to the button: {reached}")
+    assert (
+        page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
+        or page.evaluate("getComputedStyle(document.activeElement).boxShadow") != "none"
+    )
+    page.keyboard.press("Enter")
+    page.get_by_text("56 × 40 px in").wait_for(timeout=20_000)
+
+
+@pytest.mark.parametrize("tab", ["Compare", "Mix", "Regions", "Norm lab", "Batch"])
+def test_every_tab_fits_a_phone(visit, photo, tab):
+    visitor = visit(width=390, dark=True)
+    visitor.tab(tab)
+    visitor.page.wait_for_timeout(500)
+    assert visitor.page.evaluate("document.documentElement.scrollWidth") <= 390
+    outside = visitor.page.evaluate(
+        """[...document.querySelectorAll('[role=tabpanel] .block, [role=tabpanel] button, [role=tabpanel] input')]
+        .filter(e => e.offsetParent && (r => r.width && (r.right > 392 || r.left < -2))(e.getBoundingClientRect()))
+        .filter(e => getComputedStyle(e).position !== 'absolute')
+        .map(e => e.outerHTML.slice(0, 120))"""
+    )
+    assert not outside
+    visitor.shot(f"phone-{tab.lower().replace(' ', '-')}")
+
+
 def test_two_visitors_keep_their_pictures_apart(visit, tmp_path):
     noise(40, 56, seed=1).save(tmp_path / "a.png")
     noise(48, 32, seed=2).save(tmp_path / "b.png")

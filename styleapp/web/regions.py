@@ -59,10 +59,11 @@ def check_size(path: str, max_pixels: int) -> None:
 def regions_tab(service: Service) -> None:
     """Build it inside the current tab."""
     names = [name for _, name in service.choices]
+    gr.Markdown("Drop a photo and paint on it: each colour of the brush takes a style of its own.", elem_classes="hint")
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=320):
             editor = gr.ImageEditor(
-                label="Drop a photo, then paint on it",
+                label="Photo",
                 type="pil",
                 format="png",
                 brush=gr.Brush(colors=list(COLOURS.values()), default_color=COLOURS["red"], color_mode="fixed"),

@@ -13,7 +13,7 @@ import sys
 
 __all__ = ["keep_freed_memory"]
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h of glibc
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8  # malloc.h of glibc
 
 
 def keep_freed_memory() -> bool:
@@ -27,5 +27,10 @@ def keep_freed_memory() -> bool:
     largest = 2**31 - 1
     return all(
         mallopt(option, value) == 1
-        for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, largest), (_M_TOP_PAD, 64 * 2**20))
+        for option, value in (
+            (_M_MMAP_MAX, 0),
+            (_M_TRIM_THRESHOLD, largest),
+            (_M_TOP_PAD, 64 * 2**20),
+            (_M_ARENA_MAX, 1),  # what one thread has freed, another takes: a page answers from many
+        )
     )

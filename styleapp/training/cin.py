@@ -242,16 +242,18 @@ def learn_code(
     lr: float = 2e-2,
     style_weight: float = 10.0,
     seed: int = 0,
+    start: StyleCode | None = None,
     progress: Callable[[int, float], None] = lambda step, loss: None,
     preview: Callable[[int, StyleCode], None] = lambda step, code: None,
 ) -> Learned:
-    """A code for one painting, learned from the measured one while the network stays as it is.
+    """A code for one painting, learned while the network stays as it is.
 
     Args:
         stylizer: conditional, frozen, with codes for other styles.
         painting: (1, 3, H, W), at the size at which it is to be measured.
         photos: (1, 3, H, W) each, sides of at least 16; random crops of them are what it learns on.
         size: of the crops.
+        start: the code to begin with; None for the measured one. What comes out before learning is told of it.
         progress: called with each step and its loss.
         preview: called now and then with the code so far.
 
@@ -269,9 +271,9 @@ def learn_code(
         bf16=next(stylizer.parameters()).dtype == torch.bfloat16,
     )
     with torch.no_grad():
-        measured = stylizer.measure(painting.to(device))
+        first = stylizer.measure(painting.to(device)) if start is None else start.to(device)
         wanted = _layer_codes(stylizer.encoder, painting.to(device))
-    gamma, beta = (nn.Parameter(t.clone()) for t in (measured.gamma, measured.beta))
+    gamma, beta = (nn.Parameter(t.clone()) for t in (first.gamma, first.beta))
     optimizer = torch.optim.Adam([gamma, beta], lr=lr)
     one = torch.ones(1, 1, 1, 1, device=device)
 
@@ -303,7 +305,7 @@ def learn_code(
         if (step + 1) % max(1, steps // 5) == 0:
             preview(step + 1, StyleCode(gamma.detach().clone(), beta.detach().clone()))
     learned = StyleCode(gamma.detach(), beta.detach())
-    return Learned(learned, means(measured), means(learned))
+    return Learned(learned, means(first), means(learned))
 
 
 def _centre(photo: Tensor, size: int) -> Tensor:

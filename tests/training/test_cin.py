@@ -110,5 +110,7 @@ def test_learning_changes_the_code_alone():
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
     assert learned.after[1] < 0.85 * learned.before[1]
     assert learned.code.num_channels == network.code_channels and seen == [12, 24, 36, 48, 60]
+    further = learn_code(network, painting, [photo], steps=20, size=32, lr=1e-2, start=learned.code)
+    assert further.before == pytest.approx(learned.after, rel=1e-5) and further.after != further.before
     with pytest.raises(OptionError, match="conditional network"):
         learn_code(Stylizer(network.encoder, network.decoder), painting, [photo])

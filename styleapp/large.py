@@ -115,7 +115,8 @@ def is_large(path: Path, budget: int) -> bool:
         return False
     try:
         with Image.open(path) as image:
-            return 6 * image.width * image.height > budget / SHARE and not image.mode.startswith(("I", "F"))
+            known = image.format in ("JPEG", "PNG", "WEBP", "TIFF") and image.mode in ("L", "LA", "P", "RGB", "RGBA")
+            return known and 6 * image.width * image.height > budget / SHARE
     except (OSError, ValueError, Image.DecompressionBombError):
         return False  # what is wrong with it is told where it is read
 

@@ -167,6 +167,8 @@ def test_bad_files_are_told_as_elsewhere(tmp_path):
         read_large(tmp_path / "cut.png")
     with pytest.raises(ImageError, match="more than the 0.001 allowed"):
         read_large(path, max_pixels=1000)
+    assert is_large(path, 1000) and not is_large(path, 10**9)
+    assert not is_large(written(tmp_path, "c.jpg", "CMYK"), 1000) and not is_large(written(tmp_path, "p.bmp"), 1000)
     assert not is_large(tmp_path / "gone.png", 1) and not is_large(tmp_path / "text.png", 1)
     with pytest.raises(ImageError, match="cannot be written"):
         save_large(read_large(path), tmp_path / "no" / "such.png")

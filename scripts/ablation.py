@@ -125,9 +125,10 @@ def draw(args: argparse.Namespace) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), constrained_layout=True)
     for i, loss in enumerate(("content loss", "style loss")):
         for norm, row in found["decoders"].items():
-            steps, values = [r[0] for r in row["curve"]], [r[1 + i] for r in row["curve"]]
+            points = row["curve"][1:]  # the first is far above all others
+            steps, values = [r[0] for r in points], [r[1 + i] for r in points]
             axes[i].plot(steps, values, label=norm, linewidth=2.4 if norm == "none" else 1.3)
-        axes[i].set(xlabel="steps", ylabel=loss, yscale="log")
+        axes[i].set(xlabel="steps", ylabel=loss)
         axes[i].spines[["top", "right"]].set_visible(False)
     axes[0].legend(title="norm in the decoder", frameon=False, ncols=2)
     figure.savefig(args.images / "ablation_curves.png", dpi=110)

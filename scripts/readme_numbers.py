@@ -57,6 +57,9 @@ def table() -> str:
             found = compared["means"][method]
             text = f"content {found['content']:.2f}, style {found['style']:.2f}"
             rows.append((f"losses on the built-in styles at 512 px: {name}", text, f"`{compared['command']}`"))
+    inside = load("ablation")
+    text = ", ".join(f"{norm} {row['style_loss']:.1f}" for norm, row in inside["decoders"].items())
+    rows.append(("style loss of small AdaIN decoders by the norm inside", text, f"`{inside['command']}`"))
     web = load("web")
     one = web["one_visitor_seconds"]
     text = f"{one['picture_512']:.2f} s, {one['preview_256']:.2f} s"
@@ -65,6 +68,9 @@ def table() -> str:
     rows.append(
         (f"the page with {web['clients']} clients at once: median, 95th percentile", text, f"`{web['command']}`")
     )
+    memory = web["memory_mb"]
+    text = f"{memory['after_a_third']} MB, {memory['at_the_end']} MB, {memory['most']} MB"
+    rows.append(("its memory after a third, at the end, at most", text, f"`{web['command']}`"))
     m = cpu["machine"]
     about = (
         f"Two cores of an {m['device']} ({m['instructions']}), torch {m['torch']}, {cpu['precision']}, "

@@ -78,7 +78,9 @@ class _Endpoints:
         _, after, line = self.service.stylize(photo, list(weights.items()), options, kind="mix")
         return after, line
 
-    def compare(self, photo: str | None, style: str | None, methods: list[str], size: float) -> list[dict[str, Any]]:
+    def compare(
+        self, photo: str | None, style: str | None, methods: list[str], size: float, painting: str | None = None
+    ) -> list[dict[str, Any]]:
         """Stylize a photo by several methods.
 
         Args:
@@ -86,13 +88,14 @@ class _Endpoints:
             style: name of a built-in style.
             methods: JSON list of norms, such as ["adain", "cin", "adagn:32"].
             size: short side of the pictures in pixels.
+            painting: image file whose style is taken instead, which wct and efdm need.
 
         Returns:
             For each method its seconds, content loss and style loss, or the reason why there is no result.
         """
         if not isinstance(methods, list):
             raise gr.Error('methods is a JSON list such as ["adain", "cin", "adagn:32"]')
-        return as_records(compared(self.service, photo, style, [str(m) for m in methods], size))
+        return as_records(compared(self.service, photo, painting or style, [str(m) for m in methods], size))
 
     def regions(
         self,
@@ -200,7 +203,9 @@ def endpoints(service: Service) -> None:
             **service.queue,
         )
         gr.Button().click(does.mix, [photo, weights, alpha, size], [picture, line], api_name="mix", **service.queue)
-        gr.Button().click(does.compare, [photo, style, methods, size], records, api_name="compare", **service.queue)
+        gr.Button().click(
+            does.compare, [photo, style, methods, size, painting], records, api_name="compare", **service.queue
+        )
         gr.Button().click(
             does.regions,
             [photo, masks, parts, rest, feather, size],

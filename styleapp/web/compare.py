@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -52,9 +54,12 @@ def compared(
             raise OptionError("choose at least one method")
         options = Options(size=round(size), style_size=service.stroke)
         picture = service.transfer.fit(photo, options)
-        return compare(
+        found = compare(
             service.transfer, picture, [style], methods, options, progress=lambda done, total: watch(done / total)
         )
+    name = Path(style).name  # an upload by its name, not by its place here
+    cells = [replace(c, style=name, reason=c.reason.replace(style, name)) for row in found.cells for c in row]
+    return replace(found, cells=[cells])
 
 
 def compare_tab(service: Service) -> None:

@@ -119,6 +119,10 @@ def test_compare(client, photo):
     found = client.predict(handle_file(photo), "great-wave", ["adain", "cin", "wct"], 32, api_name="/compare")
     assert [c["method"] for c in found] == ["adain", "cin", "wct"]
     assert found[0]["style_loss"] > 0 and found[0]["seconds"] > 0 and "needs a painting" in found[2]["reason"]
+    given = handle_file(photo)
+    found = client.predict(given, None, ["wct", "efdm", "in"], 32, given, api_name="/compare")
+    assert all(c["style_loss"] > 0 and not c["reason"] for c in found[:2])
+    assert all(c["style"] == "photo.png" for c in found) and "/" not in str(found)
 
 
 def test_styles(client):

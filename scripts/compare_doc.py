@@ -157,7 +157,7 @@ The page has a slider between any two pictures. WCT and EFDM need the painting i
 """
 
 
-NAMES = {"none": "none", "bn": "batch norm", "in": "instance norm", "ln": "layer norm", "gn": "group norm, 8 groups",
+NAMES = {"none": "none", "bn": "batch norm", "in": "instance norm", "ln": "layer norm", "gn": "group norm (8 groups)",
          "switchable": "switchable norm"}  # fmt: skip
 
 
@@ -185,7 +185,7 @@ def ablation(d: dict[str, Any]) -> str:
 ## Norms inside the decoder
 
 Figures 4 to 6 of the AdaIN paper, repeated small: {len(rows)} decoders of width {training["width"]:g}, alike but for the norm after each hidden convolution, with the same
-photos, paintings, seed and {training["steps"]:,} steps of {pictures} pictures at {training["size"]} px (the paper: 160,000 of 8 at 256 px, full width), so the pictures are rough.
+photos, paintings, seed and {training["steps"]:,} steps of {pictures} pictures at {training["size"]} px (the paper: batches of 8 at 256 px, full width, far longer), so the pictures are rough.
 Losses in the last quarter of the training, and on {d["photos"]} photos and {d["paintings"]} paintings that no training saw, {d["size"]} px
 (`{d["command"]}`; the unchanged photo has content {d["unchanged"]["content_loss"]:.2f} and style {d["unchanged"]["style_loss"]:.2f}):
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from styleapp.errors import ImageError
 from styleapp.files import opened, save_picture, vips_about, vips_srgb, writing
 from styleapp.images import MAX_PIXELS, Picture, check_pixels, header_metadata
+from styleapp.memory import release_freed_memory
 
 __all__ = ["LargePicture", "is_large", "read_large", "save_large"]
 
@@ -157,6 +158,7 @@ def save_large(picture: LargePicture, path: Path, *, quality: int = 95) -> str:
     deep = picture.pixels.dtype == torch.uint16
     if suffix not in _FORMATS or (deep and suffix not in (".png", ".tif", ".tiff")):
         return save_picture(picture, path, quality=quality)
+    release_freed_memory()  # what the network has left behind; libvips brings memory of its own
     image = picture.store.image(pyvips, picture.pixels)
     if picture.alpha is not None:
         image = image.bandjoin(picture.store.image(pyvips, picture.alpha))

@@ -12,6 +12,7 @@ import math
 import mmap
 import os
 import tempfile
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,9 +116,12 @@ def is_large(path: Path, budget: int) -> bool:
     if importlib.util.find_spec("pyvips") is None or not hasattr(mmap, "MADV_DONTNEED"):
         return False
     try:
-        with Image.open(path) as image:
-            known = image.format in ("JPEG", "PNG", "WEBP", "TIFF") and image.mode in ("L", "LA", "P", "RGB", "RGBA")
-            return known and 6 * image.width * image.height > budget / SHARE
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                size, kind, mode = image.size, image.format, image.mode
+            known = kind in ("JPEG", "PNG", "WEBP", "TIFF") and mode in ("L", "LA", "P", "RGB", "RGBA")
+            return known and 6 * size[0] * size[1] > budget / SHARE
     except (OSError, ValueError, Image.DecompressionBombError):
         return False  # what is wrong with it is told where it is read
 

@@ -408,13 +408,17 @@ class StyleTransfer:
 
     def _plan(self, stylizer: Stylizer, picture: Picture, options: Options, *, keep: bool, count: int = 1) -> Plan:
         tile = {"auto": None, "off": count * max(picture.size) + 7}.get(options.tile, options.tile)
+        budget = parse_bytes(options.max_memory) if options.max_memory else None
+        result_bytes = count * picture.pixels.nbytes
+        if isinstance(picture, LargePicture):  # of photo and result only the rows of a tile are mapped at a time
+            result_bytes = min(2 * result_bytes, (budget or available(self.device)) // 8)
         plan = make_plan(
             stylizer,
             (picture.size[0] * count, picture.size[1]),
             self.device,
             tile=None if tile is None else int(tile),
-            budget=parse_bytes(options.max_memory) if options.max_memory else None,
-            result_bytes=0 if isinstance(picture, LargePicture) else count * picture.pixels.nbytes,
+            budget=budget,
+            result_bytes=result_bytes,
         )
         return replace(plan, keep=plan.keep and keep)
 

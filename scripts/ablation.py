@@ -29,6 +29,7 @@ from styleapp.evaluate import evaluate, images
 from styleapp.files import save_picture
 from styleapp.images import from_pil
 from styleapp.options import DecoderOptions, Options
+from styleapp.pipeline import find_device
 from styleapp.training.decoder import train_decoder
 from styleapp.weights import Weights
 
@@ -64,7 +65,7 @@ def train(args: argparse.Namespace) -> None:
             args.style,
             out,
             options,
-            device=args.device,
+            device=find_device(args.device),
             minutes=minutes,
             report=lambda r, norm=norm: print(norm, json.dumps(r), file=sys.stderr, flush=True),  # type: ignore[misc]
         )
@@ -157,7 +158,7 @@ def main() -> None:
         sub.add_argument("--steps", type=int, default=10_000)
         sub.add_argument("--size", type=int, default=128)
         sub.add_argument("--minutes", type=float, default=float("inf"))
-        sub.add_argument("--device", default="cpu")
+        sub.add_argument("--device", default="auto")
         sub.add_argument("--compile", action="store_true")
     args = parser.parse_args()
     keep_freed_memory()

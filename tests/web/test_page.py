@@ -326,7 +326,7 @@ def test_two_visitors_keep_their_pictures_apart(visit, tmp_path):
     assert not first.page.get_by_text("32 × 48").count() and not second.page.get_by_text("56 × 40").count()
 
 
-@pytest.mark.parametrize("tab", ["Stylize", "Compare", "Mix", "Norm lab", "Batch"])
+@pytest.mark.parametrize("tab", ["Stylize", "Compare", "Mix", "Regions", "Norm lab", "Batch"])
 def test_no_serious_barrier(visit, tab):
     """axe-core, of what this page decides itself; Gradio's own widgets have an issue tracker."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")

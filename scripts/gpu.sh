@@ -74,7 +74,7 @@ run_tests() {
 bench() {
     local sizes=() size
     for size in "${SIZES[@]}"; do sizes+=(--size "$size"); done
-    "$PYTHON" -m styleapp bench --device "$DEVICE" "${sizes[@]}" --runs "$RUNS_TIMED" --stages --peers --json |
+    "$PYTHON" -m styleapp bench --device "$DEVICE" "${sizes[@]}" --runs "$RUNS_TIMED" --stages --peers --compile --json |
         tee "$RUNS/bench.json"
     "$PYTHON" scripts/bench_batch.py --device "$DEVICE" --count "$((RUNS_TIMED * 10))" | tee "$RUNS/batch.json"
     "$PYTHON" scripts/bench_norms.py --device "$DEVICE" --turns "$((RUNS_TIMED * 4 + 1))" | tee "$RUNS/norms.json"

@@ -30,6 +30,10 @@ def table() -> str:
     for peer in cpu["peers"]:
         if peer["size"] == 512:
             rows.append((f"against {peer['peer']}, 512 × 512", f"{peer['ratio']:.2f} times as fast", bench))
+    [compiled] = load("compile")["compiled"]
+    pays = f"pays from {compiled['pays_from']} pictures on" if compiled["pays_from"] else "does not pay here"
+    text = f"{compiled['first']:.0f} s, then {compiled['compiled']:.2f} s instead of {compiled['eager']:.2f} s: {pays}"
+    rows.append(("torch.compile: the first picture of 512 × 512", text, "`styleapp bench --size 512 --runs 7 --compile`"))
     biggest = max(large["runs"], key=lambda r: r["result"][0] * r["result"][1])
     name = biggest["photo"].replace("x", " × ")
     what = f"{biggest['seconds']:.0f} s, {biggest['peak_rss_mb'] / 1000:.2f} GB at most"

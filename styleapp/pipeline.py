@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
+import shutil
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -83,9 +85,11 @@ class StyleTransfer:
             Statistics are always in float32.
         weights: folder with manifest.json; by default the shipped one.
         max_pixels: larger photos and paintings are refused.
+        compile: run encoder and AdaIN decoder through torch.compile. The first photo of a size takes about a minute
+            longer; what is won by it, ``styleapp bench --compile`` tells.
 
     Raises:
-        DeviceError: for a device or precision that this machine does not have.
+        DeviceError: for a device or precision that this machine does not have, or no compiler for it.
         WeightsError: for weights that are missing or altered.
     """
 
@@ -96,6 +100,7 @@ class StyleTransfer:
         *,
         weights: str | os.PathLike[str] | None = None,
         max_pixels: int = MAX_PIXELS,
+        compile: bool = False,
     ) -> None:
         self.device = find_device(device)
         self.precision = find_precision(precision, self.device)
@@ -111,6 +116,10 @@ class StyleTransfer:
         self.stylizer: Stylizer = (
             files.stylizer().to(self.device, _DTYPES[self.precision]).to(memory_format=torch.channels_last)
         )
+        if compile:
+            check_compiler(self.device)
+            self.stylizer.encoder.compile()
+            self.stylizer.decoder.compile()
 
     def stylize(
         self,
@@ -664,6 +673,18 @@ def find_device(name: str) -> torch.device:
     if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
         raise DeviceError(f"device {name!r} was asked for, but there are {torch.cuda.device_count()} GPUs here")
     return torch.device(name)
+
+
+def check_compiler(device: torch.device) -> None:
+    """Check that torch.compile has what it needs for the device.
+
+    Raises:
+        DeviceError: if it has not.
+    """
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise DeviceError("compiling for a GPU needs the package triton, which is not installed; leave out --compile")
+    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        raise DeviceError("compiling for a CPU needs a C++ compiler, and there is no g++ here; leave out --compile")
 
 
 def find_precision(name: str, device: torch.device) -> str:

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -181,6 +182,16 @@ def test_bench(run):
     assert names[:3] == [("network", ""), ("stylize", "off"), ("stylize", "16")]
     assert {n for n, _ in names[3:]} == {"read JPEG", "encoder", "norm", "decoder", "write JPEG"}
     assert result["peers"][0]["peer"].startswith("plain float32") and result["peers"][0]["ratio"] > 0
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_bench_tells_what_compiling_costs(run, photo):
+    told = run("bench", "--size", 32, "--runs", 1, "--compile")[1]
+    found = re.search(r"32 px: torch.compile takes ([\d.]+) s for the first picture, then ([\d.]+) s where", told)
+    assert found and float(found[1]) > float(found[2]), told
+    assert re.search(r"without it: (pays from \d+ pictures on|does not pay)\n", told)
+    code, out, err = run("stylize", photo, "-s", "great-wave", "-o", "a.png", "--compile", *SIZE)
+    assert code == 0 and out.startswith("a.png") and not err, err
 
 
 def test_the_plain_network_of_the_benchmark_is_the_same_network(transfer):

@@ -1,3 +1,5 @@
+import functools
+import shutil
 import subprocess
 import sys
 
@@ -82,6 +84,31 @@ def test_bf16_is_close_to_fp32(transfer, weights):
     image = noise(64, 64)
     a, b = (array(t.stylize(image, "great-wave", alpha=0.5, **SIZE)) for t in (transfer, half))
     assert np.abs(a - b).mean() < 8  # random filters; on the real ones see benchmarks/
+
+
+def test_compiled_is_the_same_in_one_piece_and_in_tiles(transfer, weights, monkeypatch):
+    """Without torch.compile's code generator, which takes a minute: tracing is what depends on us."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    monkeypatch.setattr(torch.nn.Module, "compile", functools.partialmethod(torch.nn.Module.compile, backend=backend))
+    compiled = StyleTransfer("cpu", "fp32", weights=weights, compile=True)
+    for size in ((64, 48), (75, 90)):
+        image = noise(*size)
+        for options in ({}, {"tile": "40"}, {"alpha": 0.5}, {"norm": "cin"}):
+            a, b = (array(t.stylize(image, "great-wave", **options, **SIZE)) for t in (transfer, compiled))
+            assert np.abs(a.astype(int) - b).max() <= 1, options
+    assert 2 <= len(graphs) <= 8  # encoder and decoder, once for the first size and then for any
+
+
+def test_compiling_without_a_compiler_is_told_at_once(weights, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(DeviceError, match=r"needs a C\+\+ compiler, and there is no g\+\+ here; leave out --compile"):
+        StyleTransfer("cpu", "fp32", weights=weights, compile=True)
 
 
 @pytest.mark.parametrize(

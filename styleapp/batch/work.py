@@ -30,6 +30,7 @@ class Settings:
         batch_size: so many photos of equal size go through the network at once; 0 for what suits the device.
         threads: of the CPU, for the network; 0 for PyTorch's own choice.
         weights: folder with manifest.json; None for the shipped one.
+        compile: use torch.compile.
     """
 
     options: Options
@@ -40,6 +41,17 @@ class Settings:
     batch_size: int = 0
     threads: int = 0
     weights: str | None = None
+    compile: bool = False
+
+    def transfer(self) -> StyleTransfer:
+        """The networks, on their device.
+
+        Raises:
+            StyleError: as :class:`styleapp.pipeline.StyleTransfer`.
+        """
+        return StyleTransfer(
+            self.device, self.precision, weights=self.weights, max_pixels=self.max_pixels, compile=self.compile
+        )
 
 
 @dataclass(frozen=True)
@@ -85,9 +97,7 @@ class Worker:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self.settings = settings
-        self.transfer = transfer or StyleTransfer(
-            settings.device, settings.precision, weights=settings.weights, max_pixels=settings.max_pixels
-        )
+        self.transfer = transfer or settings.transfer()
         on_gpu = self.transfer.device.type == "cuda"
         self.batch_size = settings.batch_size or (8 if on_gpu else 1)
         self.helpers = 6 if on_gpu else 1

@@ -22,6 +22,9 @@ stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1. Only auto falls back.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Use torch.compile; bench --compile tells what it costs and whether it pays.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 MaxPixels = Annotated[float, typer.Option("--max-megapixels", help="Refuse larger photos and paintings.")]
 

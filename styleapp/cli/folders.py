@@ -146,10 +146,9 @@ def prepared(settings: Settings, jobs: Sequence[Job]) -> tuple[StyleTransfer, st
     """A network that has seen every style, so that a bad one is told before the first photo; and the settings' hash."""
     from styleapp.allocator import keep_freed_memory
     from styleapp.batch import settings_hash
-    from styleapp.pipeline import StyleTransfer
 
     keep_freed_memory()
-    transfer = StyleTransfer(settings.device, settings.precision, max_pixels=settings.max_pixels)
+    transfer = settings.transfer()
     for name in dict.fromkeys(job.style for job in jobs):
         transfer.prepare(name, settings.options)
     checksum = transfer.checksum_of(settings.options.norm)

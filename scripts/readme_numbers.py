@@ -33,7 +33,9 @@ def table() -> str:
     [compiled] = load("compile")["compiled"]
     pays = f"pays from {compiled['pays_from']} pictures on" if compiled["pays_from"] else "does not pay here"
     text = f"{compiled['first']:.0f} s, then {compiled['compiled']:.2f} s instead of {compiled['eager']:.2f} s: {pays}"
-    rows.append(("torch.compile: the first picture of 512 × 512", text, "`styleapp bench --size 512 --runs 7 --compile`"))
+    rows.append(
+        ("torch.compile: the first picture of 512 × 512", text, "`styleapp bench --size 512 --runs 7 --compile`")
+    )
     biggest = max(large["runs"], key=lambda r: r["result"][0] * r["result"][1])
     name = biggest["photo"].replace("x", " × ")
     what = f"{biggest['seconds']:.0f} s, {biggest['peak_rss_mb'] / 1000:.2f} GB at most"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
@@ -9,7 +10,7 @@ import gradio as gr
 from styleapp.learn import example_photos
 from styleapp.web.service import Service
 
-__all__ = ["cancels", "photo_field", "style_field", "upload"]
+__all__ = ["cancels", "photo_field", "previews", "stroke_field", "style_field", "upload"]
 
 
 def upload(label: str, height: int = 240, **more: Any) -> gr.Image:
@@ -43,6 +44,28 @@ def photo_field(label: str = "Photo", height: int = 260) -> gr.Image:
             api_visibility="private",
         )
     return field
+
+
+def previews(
+    service: Service, fields: Sequence[Any], preview: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any]
+) -> list[Any]:
+    """Let a preview follow every change of the fields; of those that come while it works, the last counts.
+
+    Returns:
+        The events, to be cancelled by the button: a preview that still waits must not take the place of the result.
+    """
+    return [
+        field.change(
+            preview,
+            list(inputs),
+            list(outputs),
+            trigger_mode="always_last",
+            show_progress="hidden",
+            api_visibility="private",
+            **service.queue,
+        )
+        for field in fields
+    ]
 
 
 def cancels(service: Service, button: gr.Button, *events: Any) -> None:

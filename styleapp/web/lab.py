@@ -29,6 +29,13 @@ SERIES = {"photo": "#888888", "style": "#e9a06f", "result": "#3b6fd4"}
 WIDTHS = (2, 5, 2)
 """Of their lines and points: where the result is what the style is, both are seen."""
 
+FIGURES = {
+    "Eight channels of relu4_1: the photo's, and with the style's moments": 300,
+    "How many channels have which mean and which deviation": 300,
+    "Mean and deviation of each channel": 260,
+}
+"""What is shown, and how high."""
+
 COLOURS = ["#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#76b7b2", "#edc948", "#b07aa1", "#9c755f"]
 
 
@@ -65,27 +72,10 @@ def lab_tab(service: Service) -> None:
                 cube("in"), label="Squares of one number share a mean", interactive=False, height=240, buttons=[]
             )
             about = gr.Markdown(OVER["in"][1])
-            maps = gr.Image(
-                label="Eight channels of relu4_1: the photo's, and with the style's moments",
-                interactive=False,
-                format="png",
-                height=300,
-                buttons=["fullscreen"],
-            )
-            histograms = gr.Image(
-                label="How many channels have which mean and which deviation",
-                interactive=False,
-                format="png",
-                height=300,
-                buttons=["fullscreen"],
-            )
-            plot = gr.Image(
-                label="Mean and deviation of each channel",
-                interactive=False,
-                format="png",
-                height=260,
-                buttons=["fullscreen"],
-            )
+            pictures = [
+                gr.Image(label=label, interactive=False, format="png", height=height, buttons=["fullscreen"])
+                for label, height in FIGURES.items()
+            ]
 
     @torch.inference_mode()
     def look(photo: str | None, style: str | None, norm: str) -> tuple[Image.Image, Image.Image, Image.Image]:
@@ -126,7 +116,7 @@ def lab_tab(service: Service) -> None:
 
     private: dict[str, Any] = {"api_visibility": "private"}
     norm.change(lambda norm: (cube(norm), OVER[norm][1]), norm, [shares, about], **private)
-    button.click(look, [photo, style, norm], [maps, histograms, plot], api_name="look", **service.queue)
+    button.click(look, [photo, style, norm], pictures, api_name="look", **service.queue)
 
 
 def _maps(rows: list[torch.Tensor]) -> Image.Image:

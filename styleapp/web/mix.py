@@ -8,7 +8,7 @@ import gradio as gr
 from PIL import Image
 
 from styleapp.options import Options
-from styleapp.web.fields import cancels, photo_field, style_field
+from styleapp.web.fields import cancels, photo_field, previews, style_field
 from styleapp.web.service import Service
 
 __all__ = ["corner_weights", "mix_tab"]
@@ -119,17 +119,14 @@ def mix_tab(service: Service) -> None:
         return tuple(round(min(1.0, max(0.0, (v - CELL / 2) / (side - CELL))), 2) for v in event.index)  # type: ignore[return-value]
 
     private: dict[str, Any] = {"api_visibility": "private"}
+    inputs = [photo, x, y, *corners]
+    live = previews(service, inputs, preview, inputs, [result])
     run = button.click(
-        render, [photo, x, y, *corners], [result, status], show_progress_on=result, **private, **service.queue
+        render, inputs, [result, status], cancels=live, show_progress_on=result, **private, **service.queue
     )
-    for field in (photo, x, y, *corners):
-        field.change(
-            preview, [photo, x, y, *corners], result, trigger_mode="always_last", show_progress="hidden",
-            **private, **service.queue,
-        )  # fmt: skip
     squares = [
         field.change(square, [photo, *corners], pad, trigger_mode="always_last", **private, **service.queue)
         for field in (photo, *corners)
     ]
-    cancels(service, cancel, run, *squares)
+    cancels(service, cancel, run, *live, *squares)
     pad.select(point, None, [x, y], **private)

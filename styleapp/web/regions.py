@@ -13,7 +13,7 @@ from styleapp.errors import OptionError
 from styleapp.images import from_pil
 from styleapp.options import Options
 from styleapp.pipeline import Region
-from styleapp.web.fields import cancels, style_field, upload
+from styleapp.web.fields import cancels, previews, style_field, upload
 from styleapp.web.service import PREVIEW, Service, shown, told
 
 __all__ = ["masks_of", "regions_tab"]
@@ -105,18 +105,7 @@ def regions_tab(service: Service) -> None:
     does = _Handlers(service)
     private: dict[str, Any] = {"api_visibility": "private"}
     inputs = [editor, mask, rest, feather, *fields]
-    live = [
-        field.change(
-            does.preview,
-            inputs,
-            [result, status],
-            trigger_mode="always_last",
-            show_progress="hidden",
-            **private,
-            **service.queue,
-        )
-        for field in inputs
-    ]
+    live = previews(service, inputs, does.preview, inputs, [result, status])
     run = button.click(
         does.render, inputs, [result, status], cancels=live, show_progress_on=result, **private, **service.queue
     )

@@ -8,9 +8,10 @@ import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from styleapp.images import Metadata, Picture, from_pil, to_pil
 from styleapp.memory import release_freed_memory, resident
 from styleapp.options import Options
 from styleapp.pipeline import Style, StyleTransfer
-from styleapp.web.together import Together
+from styleapp.web.together import Progress, Together
 from styleapp.weights import BuiltInStyle
 
 __all__ = ["BUSY", "FORMATS", "PREVIEW", "Progress", "Service", "caption", "settings_of", "shown", "told"]
@@ -39,9 +40,6 @@ TOGETHER = 8
 """Photos of one size that a GPU takes at once."""
 
 BUSY = "Many people are here at once. Please try again in a minute."
-
-Progress = Callable[[float], None]
-"""Told the share of the work that is done, from 0 to 1."""
 
 
 class _CancelledError(StyleError):
@@ -134,8 +132,8 @@ class Service:
         Yields:
             What to call with the share of the work that is done: it ends what was cancelled or takes too long.
         """
-        with self._counted(kind, *files), self._device_had():
-            yield self._watch(session, progress)
+        with self._counted(kind, *files), self._device_had(session, progress) as watch:
+            yield watch
 
     @contextmanager
     def _counted(self, kind: str, *files: str | None) -> Iterator[None]:
@@ -161,14 +159,14 @@ class Service:
                 release_freed_memory()  # requests come in many threads, and each leaves some behind
 
     @contextmanager
-    def _device_had(self) -> Iterator[None]:
+    def _device_had(self, session: str | None, progress: Progress) -> Iterator[Progress]:
         self.waiting += 1
         got = self._device.acquire(timeout=self.wait_seconds)
         self.waiting -= 1
         if not got:
             raise gr.Error(BUSY, print_exception=False)
         try:
-            yield
+            yield self._watch(session, progress)
         finally:
             self._device.release()
 
@@ -206,6 +204,7 @@ class Service:
         progress: Progress = lambda share: None,
     ) -> tuple[Image.Image, Image.Image, str]:
         """(photo as it was stylized, result, a line about it). ``session`` and ``progress`` as in :meth:`turn`."""
+        turn = partial(self._device_had, session, progress)
         with self._counted(kind, photo, *files):
             if photo is None:
                 raise OptionError("choose a photo first")
@@ -215,11 +214,10 @@ class Service:
             picture = self.transfer.fit(photo, options)
             seconds = time.perf_counter() - start
             if style is not None and not regions and self.together.most > 1:
-                result, working = self.together.picture(picture, style, options, self._device_had)
+                result, working = self.together.picture(picture, style, options, turn)
             else:
-                with self._device_had():
+                with turn() as watch:
                     start = time.perf_counter()
-                    watch = self._watch(session, progress)
                     result = self.transfer.picture(picture, style, options, regions=regions, progress=watch)
                 working = time.perf_counter() - start
             seconds += working
@@ -269,6 +267,8 @@ class Service:
         lines.append("# TYPE styleapp_seconds_total counter")
         lines += [f'styleapp_seconds_total{{kind="{k}"}} {s:.3f}' for k, s in sorted(self.seconds.items())]
         lines += ["# TYPE styleapp_waiting gauge", f"styleapp_waiting {self.waiting}"]
+        lines.append("# TYPE styleapp_batches_total counter")
+        lines += [f'styleapp_batches_total{{photos="{size}"}} {n}' for size, n in sorted(self.together.sizes.items())]
         lines += ["# TYPE styleapp_memory_bytes gauge", f"styleapp_memory_bytes {resident()}"]
         return "\n".join(lines) + "\n"
 

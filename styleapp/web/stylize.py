@@ -9,7 +9,7 @@ import gradio as gr
 from PIL import Image
 
 from styleapp.options import COLOURS, Options
-from styleapp.web.fields import cancels, photo_field, stroke_field, style_field, upload
+from styleapp.web.fields import cancels, photo_field, previews, stroke_field, style_field, upload
 from styleapp.web.service import FORMATS, Service, settings_of, told
 
 __all__ = ["stylize_tab"]
@@ -94,20 +94,8 @@ def stylize_tab(service: Service, page: gr.Blocks) -> None:
     does = _Handlers(service)
     outputs = [result, status, download, again, made, earlier]
     private = {"api_visibility": "private"}
-    moved = [f.change for f in (alpha, style_size, style, norm, color, photo, painting)]
-    live = [
-        event(
-            does.preview,
-            controls,
-            [result, status],
-            trigger_mode="always_last",
-            show_progress="hidden",
-            **private,
-            **service.queue,
-        )
-        for event in moved
-    ]
-    # A preview that is still waiting must not take the place of the result.
+    moved = (alpha, style_size, style, norm, color, photo, painting)
+    live = previews(service, moved, does.preview, controls, [result, status])
     run = button.click(
         does.render,
         [*controls, fmt, earlier],

@@ -58,7 +58,8 @@ def test_photos_of_one_size_go_together_and_are_as_alone(transfer, photos):
     service = Service(transfer, together=4)
     styles = ["great-wave", "the-visit", "wheat-field", "great-wave", "great-wave"]
     found = at_once(service, list(zip(photos[:5], styles, strict=True)))
-    assert sorted(service.together.sizes) == [1, 4]
+    assert service.together.sizes == {1: 1, 4: 1}
+    assert 'styleapp_batches_total{photos="4"} 1' in service.metrics()
     for photo, style, result in zip(photos, styles, found, strict=False):
         alone = transfer.stylize(photo, style, style_size=64)
         difference = np.asarray(result, dtype=int) - np.asarray(alone, dtype=int)
@@ -91,7 +92,7 @@ def test_one_at_a_time_on_a_cpu(transfer, photos):
     service = Service(transfer)
     assert service.queue == {"concurrency_id": "model", "concurrency_limit": 1}
     found = at_once(service, [(p, "great-wave") for p in photos[:3]])
-    assert all(not isinstance(f, str) for f in found) and service.together.sizes == []
+    assert all(not isinstance(f, str) for f in found) and not service.together.sizes
 
 
 def test_who_waits_too_long_is_told(transfer, photos):
@@ -105,10 +106,11 @@ def test_who_waits_too_long_is_told(transfer, photos):
 
 def test_a_request_may_take_so_long(transfer, tmp_path):
     noise(300, 200).save(tmp_path / "large.png")
-    service = Service(transfer, work_seconds=0.0)
-    with pytest.raises(gr.Error, match="longer than the 0 seconds"):
-        service.stylize(str(tmp_path / "large.png"), "great-wave", Options(style_size=64, tile="48"))
-    assert service.counts["stylize", "refused"] == 1
+    for together in (1, 4):
+        service = Service(transfer, work_seconds=0.0, together=together)
+        with pytest.raises(gr.Error, match="longer than the 0 seconds"):
+            service.stylize(str(tmp_path / "large.png"), "great-wave", Options(style_size=64, tile="48"))
+        assert service.counts["stylize", "refused"] == 1
 
 
 def test_cancel_is_for_what_began_before(transfer, photos):

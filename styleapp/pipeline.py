@@ -105,6 +105,8 @@ class StyleTransfer:
         self.device = find_device(device)
         self.precision = find_precision(precision, self.device)
         self.max_pixels = max_pixels
+        if self.precision == "fp32" and self.device.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = False  # its 10 bits are not float32: tiles would differ from the whole
         files = Weights(Path(weights) if weights is not None else None)
         self._files = files
         self._codes: OrderedDict[tuple[bytes, int, bool], StyleCode] = OrderedDict()

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from styleapp.models.layers import ReflectConv2d, reflect_conv2d
+from styleapp.models.layers import ReflectConv2d, reflect_conv2d, reflected
 
 
 def padded(x, weight, bias):
@@ -19,6 +19,16 @@ def test_equals_padding_first(batch, height, width, bias, channels_last):
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
     assert torch.allclose(reflect_conv2d(x, w, b), padded(x, w, b), atol=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 3), st.integers(2, 9), st.integers(2, 9), st.booleans(), st.booleans())
+def test_reflected_is_the_pad_of_torch_and_keeps_the_layout(batch, height, width, part, channels_last):
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.randn(batch, 3, height + part, width + part).contiguous(memory_format=layout)[:, :, part:, part:]
+    y = reflected(x)
+    assert torch.equal(y, F.pad(x, (1, 1, 1, 1), mode="reflect"))
+    assert y.is_contiguous(memory_format=layout)
 
 
 def test_gradients_flow_and_agree():

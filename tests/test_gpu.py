@@ -1,0 +1,232 @@
+"""What holds on the CPU holds on a GPU. Skipped where there is none.
+
+TEST_DEVICE=cpu pytest tests/test_gpu.py runs the same lines on the CPU, to know that they work before a GPU is there.
+"""
+
+import copy
+import functools
+import json
+import math
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_VGG, alive, noise
+from PIL import Image
+from torch.nn import functional as F
+
+from styleapp.batch import Settings, Task, Worker, find_photos, make_jobs
+from styleapp.images import Picture
+from styleapp.models import Decoder, Encoder, Stylizer
+from styleapp.models.layers import corrected_conv2d, reflect_conv2d, reflected
+from styleapp.norms import NORMS, make_norm, moments
+from styleapp.options import DecoderOptions, Options
+from styleapp.pipeline import StyleTransfer
+from styleapp.training.decoder import train_decoder
+
+DEVICE = os.environ.get("TEST_DEVICE", "cuda")
+pytestmark = pytest.mark.skipif(
+    DEVICE.startswith("cuda") and not torch.cuda.is_available(), reason="there is no GPU here"
+)
+only_cuda = pytest.mark.skipif(not DEVICE.startswith("cuda"), reason="CUDA's own")
+
+SIZE = {"style_size": 64}
+
+
+@functools.cache
+def released(precision: str, compiled: bool = False) -> StyleTransfer:
+    """With the weights that are shipped: how far rounding goes depends on them."""
+    return StyleTransfer(DEVICE, precision, compile=compiled)
+
+
+@pytest.fixture(scope="module")
+def tiny(weights) -> StyleTransfer:
+    return StyleTransfer(DEVICE, "fp32", weights=weights)
+
+
+@pytest.fixture(scope="module")
+def cpu(weights) -> StyleTransfer:
+    return StyleTransfer("cpu", "fp32", weights=weights)
+
+
+def array(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(int)
+
+
+def scene(height: int, width: int) -> torch.Tensor:
+    """A picture with fine and coarse parts."""
+    generator = torch.Generator().manual_seed(0)
+    coarse, fine = (torch.rand(1, 3, *size, generator=generator) for size in ((6, 8), (height // 3, width // 3)))
+    parts = [F.interpolate(x, (height, width), mode="bicubic") for x in (coarse, fine)]
+    return (0.8 * parts[0] + 0.2 * parts[1]).clamp(0, 1)
+
+
+def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float(-10 * (a - b).square().mean().log10())
+
+
+def render(transfer: StyleTransfer, image: torch.Tensor, options: Options) -> torch.Tensor:
+    """A picture in float, so that no rounding to 8 bits hides anything."""
+    return transfer.picture(Picture(image), "great-wave", options).rgb
+
+
+@pytest.mark.parametrize("options", [{}, {"alpha": 0.5}, {"color": "luma"}, {"norm": "cin"}, {"norm": "adagn:4"}])
+def test_pictures_are_those_of_the_cpu(tiny, cpu, options):
+    image = noise(75, 90)
+    a, b = (array(t.stylize(image, "great-wave", **options, **SIZE)) for t in (tiny, cpu))
+    assert np.abs(a - b).max() <= 2
+
+
+@pytest.mark.parametrize("norm", ["wct", "efdm"])
+def test_a_painting_is_measured_as_on_the_cpu(tiny, cpu, norm):
+    a, b = (array(t.stylize(noise(64, 80), noise(70, 64, seed=3), norm=norm, **SIZE)) for t in (tiny, cpu))
+    assert np.abs(a - b).mean() < 1
+
+
+@pytest.mark.parametrize("options", [{}, {"alpha": 0.6}, {"norm": "cin"}, {"color": "luma"}, {"norm": "adaln"}])
+def test_tiled_is_untiled(options):
+    image = scene(300, 420)
+    a, b = (render(released("fp32"), image, Options(**options, tile=tile)) for tile in ("off", "96"))
+    assert float((a - b).abs().max()) <= 2e-4
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_is_close(precision):
+    if precision == "fp16" and DEVICE == "cpu":
+        pytest.skip("fp16 is for GPUs")
+    image, options = scene(512, 512), Options()
+    half, full = (released(p) for p in (precision, "fp32"))
+    found = render(half, image, options)
+    assert psnr(found, render(half, image, replace(options, tile="128"))) >= 45
+    assert psnr(found, render(full, image, options)) >= 35
+
+
+def test_two_runs_are_bit_identical():
+    runs = [render(released("auto"), scene(256, 300), Options(alpha=0.7)) for _ in range(2)]
+    assert torch.equal(*runs)
+
+
+def test_a_batch_is_as_each_alone(tiny, tmp_path):
+    photos = [tiny.fit(noise(64, 48, seed=i), Options(**SIZE)) for i in range(5)]
+    styles = ["great-wave", "the-visit", "wheat-field", "great-wave", "the-visit"]
+    options = Options(**SIZE)
+    assert tiny.fits_at_once(photos, options)
+    for photo, style, found in zip(photos, styles, tiny.pictures(photos, styles, options), strict=True):
+        alone = tiny.picture(photo, style, options)
+        assert (found.pixels.int() - alone.pixels.int()).abs().max() <= 1
+
+
+def test_a_folder_is_as_each_alone(tiny, weights, tmp_path):
+    (tmp_path / "in").mkdir()
+    for i in range(10):
+        noise(*((48, 40) if i % 3 else (40, 64)), seed=i).save(tmp_path / "in" / f"{i}.png")
+    (tmp_path / "in" / "5.png").write_text("no image")
+    settings = Settings(Options(**SIZE), DEVICE, "fp32", weights=str(weights), batch_size=4)
+    jobs = make_jobs(find_photos([str(tmp_path / "in")]), ["great-wave"], str(tmp_path / "out"))
+    done = list(Worker(settings).run(Task(job) for job in jobs))
+    assert [bool(d.error) for d in done].count(True) == 1 and len(done) == 10
+    for i in set(range(10)) - {5}:
+        alone = tiny.stylize(tmp_path / "in" / f"{i}.png", "great-wave", **SIZE)
+        with Image.open(next((tmp_path / "out").rglob(f"{i}*.png"))) as found:
+            assert np.abs(array(found) - array(alone)).max() <= 1
+
+
+@only_cuda
+def test_where_memory_runs_out_the_tiles_become_smaller():
+    transfer, image = released("bf16"), scene(2048, 2048)
+    wanted = render(transfer, image, Options())
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    notes: list[str] = []
+    try:
+        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + 700e6) / total)
+        found = transfer.picture(Picture(image), "great-wave", Options(tile="2048"), note=notes.append)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert notes and all("out of memory: going on with tiles of" in n for n in notes)
+    assert psnr(found.rgb, wanted) >= 45
+
+
+@only_cuda
+def test_a_budget_is_kept():
+    transfer, image = released("bf16"), scene(3000, 3000)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    render(transfer, image, Options(max_memory="1GB"))
+    assert torch.cuda.max_memory_allocated() < 1e9
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_reflection(layout):
+    x = torch.randn(2, 5, 9, 7, dtype=torch.float64, device=DEVICE).contiguous(memory_format=layout)
+    w = torch.randn(4, 5, 3, 3, dtype=torch.float64, device=DEVICE)
+    padded = F.pad(x, (1, 1, 1, 1), mode="reflect")
+    assert torch.equal(reflected(x), padded) and reflected(x).is_contiguous(memory_format=layout)
+    for way in (reflect_conv2d, corrected_conv2d):
+        assert torch.allclose(way(x, w), F.conv2d(padded, w), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_norms_are_those_of_float64(name, dtype):
+    """Forward, and the gradient of the input, in float32."""
+    torch.manual_seed(0)
+    norm = make_norm(name, 32)
+    if name == "syncbn":
+        pytest.skip("needs processes")
+    x = torch.randn(4, 32, 12, 10) * 3 + 5
+    if name in ("layernorm", "rms"):
+        x = x.movedim(1, -1).contiguous()
+    more = (0,) if name == "cin" else ()
+    exact = copy.deepcopy(norm).double()
+    a = x.double().requires_grad_()
+    b = x.to(DEVICE, dtype).requires_grad_()
+    wanted, found = exact(a, *more), norm.to(DEVICE)(b, *more)
+    assert found.dtype == dtype or name in ("frn",)
+    close = {torch.float32: 2e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}[dtype]
+    scale = wanted.abs().max()
+    assert (found.cpu().double() - wanted).abs().max() / scale < close
+    if dtype == torch.float32:
+        weight = torch.randn_like(wanted)
+        (wanted * weight).sum().backward()
+        (found * weight.to(DEVICE, dtype)).sum().backward()
+        assert (b.grad.cpu().double() - a.grad).abs().max() / a.grad.abs().max() < 1e-4
+
+
+def test_moments_keep_their_digits():
+    x = torch.randn(2, 16, 64, 64, dtype=torch.float64) + 1000
+    found = moments(x.float().to(DEVICE))
+    assert torch.allclose(found.var.cpu().double(), moments(x).var, rtol=1e-4)
+
+
+def test_compiled_is_the_same():
+    image = scene(256, 256)
+    a, b = (render(released("fp32", compiled), image, Options()) for compiled in (False, True))
+    assert float((a - b).abs().max()) < 1e-3
+
+
+def test_training_resumes(folders, tmp_path):
+    options = DecoderOptions(steps=8, batch_size=2, pairs=2, size=32, warmup=1, lr=1e-3)
+    losses = []
+    for pieces in (1, 3):
+        torch.manual_seed(3)
+        encoder = alive(Stylizer(Encoder(TINY_VGG), Decoder(16))).encoder
+        out, records = tmp_path / f"{pieces}.safetensors", []
+        for piece in range(pieces):
+            minutes = math.inf if piece == pieces - 1 else 0.0
+            train_decoder(
+                encoder, *folders, out, options, device=torch.device(DEVICE), minutes=minutes, report=records.append
+            )
+        assert records[-1]["step"] == 8
+        losses.append(records[-1]["content"])
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def test_the_command(run, photo):
+    code, out, err = run(
+        "stylize", photo, "-s", "great-wave", "-o", "a.png", "--device", DEVICE, "--json", "--style-size", 64
+    )
+    assert code == 0, err
+    assert json.loads(out)["device"].startswith(DEVICE)

@@ -23,6 +23,7 @@ from styleapp.images import MAX_PIXELS, Metadata, Picture, from_pil, srgb_profil
 
 __all__ = [
     "ANIMATED",
+    "PNG_LEVEL",
     "SUFFIXES",
     "Animation",
     "atomic_path",
@@ -56,8 +57,12 @@ ANIMATED = (".gif", ".webp")
 _HOLDS_ALPHA = ("PNG", "WEBP", "TIFF", "AVIF", "HEIF")
 _HOLDS_METADATA = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF", "HEIF")
 _LOSSY = ("JPEG", "WEBP", "AVIF", "HEIF")
+PNG_LEVEL = 4
+"""Of zlib's compression: files of its own level 6 are a hundredth smaller and take half as long again."""
+
 _SAVE: dict[str, dict[str, Any]] = {
     "JPEG": {"subsampling": "4:4:4"},
+    "PNG": {"compress_level": PNG_LEVEL},
     "WEBP": {"method": 4},
     "AVIF": {"subsampling": "4:4:4"},
     "TIFF": {"compression": "tiff_deflate"},
@@ -341,7 +346,7 @@ def _save_vips(pyvips: Any, picture: Picture, path: Path) -> None:
     array = torch.cat(layers, 1)[0].permute(1, 2, 0).contiguous().cpu().numpy()
     image = vips_about(pyvips, pyvips.Image.new_from_array(array, interpretation="rgb16"), picture.metadata)
     if path.suffix.lower() == ".png":
-        image.pngsave(str(path))
+        image.pngsave(str(path), compression=PNG_LEVEL)
     else:
         image.tiffsave(str(path), compression="deflate", predictor="horizontal", resunit="inch")
 

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from styleapp.errors import ImageError
-from styleapp.files import opened, save_picture, vips_about, vips_srgb, writing
+from styleapp.files import PNG_LEVEL, opened, save_picture, vips_about, vips_srgb, writing
 from styleapp.images import MAX_PIXELS, Picture, check_pixels, header_metadata
 from styleapp.memory import release_freed_memory
 
@@ -173,7 +173,7 @@ def save_large(picture: LargePicture, path: Path, *, quality: int = 95) -> str:
             flat = image.flatten(background=255) if picture.alpha is not None else image
             flat.jpegsave(str(temporary), Q=quality, subsample_mode="off")
         elif suffix == ".png":
-            image.pngsave(str(temporary))
+            image.pngsave(str(temporary), compression=PNG_LEVEL)
         elif suffix == ".webp":
             image.webpsave(str(temporary), Q=quality)
         else:

@@ -82,7 +82,7 @@ def mix_tab(service: Service) -> None:
             session=request.session_hash,
             progress=lambda share: progress(share, desc="Mixing"),
         )
-        return (before, after.convert("RGB")), line
+        return service.pair(before, after), line
 
     def preview(photo: str | None, x: float, y: float, *styles: str | None) -> Any:
         found = service.preview(photo, mixture(styles, x, y), options_of(styles)) if photo else None

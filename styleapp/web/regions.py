@@ -147,7 +147,7 @@ class _Handlers:
         with self.service.turn("regions", mask, **told_share) as watch:
             picture = from_pil(photo.convert("RGB"), self.service.transfer.max_pixels)
             result = self.service.transfer.picture(picture, rest or None, options, regions=chosen, progress=watch)
-        return (photo.convert("RGB"), shown(result)), f"{photo.width} × {photo.height} px"
+        return self.service.pair(photo, shown(result)), f"{photo.width} × {photo.height} px"
 
     def preview(
         self, edited: dict[str, Any] | None, mask: str | None, rest: str, feather: float, *fields: Any
@@ -170,7 +170,7 @@ class _Handlers:
                 from_pil(photo.convert("RGB"), self.service.transfer.max_pixels), options
             )
             result = self.service.transfer.picture(picture, rest or None, options, regions=chosen)
-        return (shown(picture), shown(result)), "Preview. Press Stylize regions for the full size."
+        return self.service.pair(shown(picture), shown(result)), "Preview. Press Stylize regions for the full size."
 
 
 def _asked(edited: dict[str, Any], mask: str | None, fields: Sequence[Any]) -> list[Region]:

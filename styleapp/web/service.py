@@ -227,13 +227,13 @@ class Service:
 
     def preview(
         self, photo: str | None, style: Style | None, options: Options, regions: Any = ()
-    ) -> tuple[Image.Image, Image.Image] | None:
-        """Photo and result at a small size; None where there is nothing to show yet."""
+    ) -> tuple[str, str] | None:
+        """Files of photo and result at a small size; None where there is nothing to show yet."""
         if photo is None or (style is None and not regions):
             return None
         small = replace(options, size=PREVIEW)
         before, after, _ = self.stylize(photo, style, small, regions=regions, kind="preview")
-        return before, after
+        return self.pair(before, after)
 
     def file(self, picture: Image.Image, fmt: str, settings: dict[str, Any], name: str = "stylized") -> str:
         """The picture as a file to download, with what it was made with in its EXIF description."""
@@ -244,6 +244,19 @@ class Service:
         path = Path(tempfile.mkdtemp(dir=self._folder.name)) / f"{name}.{fmt}"
         save_picture(replace(from_pil(picture), metadata=Metadata(exif=exif.tobytes())), path)
         return str(path)
+
+    def pair(self, before: Image.Image, after: Image.Image | str) -> tuple[str, str]:
+        """Two pictures to be shown, as files that are written quickly; Gradio's own way compresses PNG thoroughly."""
+        folder = self.scratch()
+        paths = []
+        for name, picture in (("before", before), ("after", after)):
+            if isinstance(picture, str):
+                paths.append(picture)
+                continue
+            path = folder / f"{name}.png"
+            picture.convert("RGB").save(path, compress_level=1)
+            paths.append(str(path))
+        return paths[0], paths[1]
 
     def scratch(self) -> Path:
         """A new folder for files to download; removed after an hour."""

@@ -148,7 +148,7 @@ class _Handlers:
         path = self.service.file(after, "png", settings)
         strip = [*(entry[0] for entry in earlier or []), path][-EARLIER:]
         return (
-            (before, after.convert("RGB")),
+            self.service.pair(before, path if after.mode == "RGB" else after),
             line,
             gr.DownloadButton(
                 value=path if fmt == "png" else self.service.file(after, fmt, settings), interactive=True

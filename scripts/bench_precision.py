@@ -1,0 +1,77 @@
+"""How far tiles and low precision are from the picture in one piece and in float32, over photos and paintings.
+
+python scripts/bench_precision.py --content eval/content --style eval/style [--every 2] > benchmarks/precision.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from styleapp.allocator import keep_freed_memory
+from styleapp.bench import machine
+from styleapp.evaluate import images
+from styleapp.images import Picture
+from styleapp.options import Options
+from styleapp.pipeline import StyleTransfer
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    return float(-10 * (a - b).square().mean().log10())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--content", type=Path, required=True)
+    parser.add_argument("--style", type=Path, required=True)
+    parser.add_argument("--every", type=int, default=2, help="take every so many of the photos and of the paintings")
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--tile", type=int, default=192)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    keep_freed_memory()
+    transfers = {precision: StyleTransfer(args.device, precision) for precision in ("fp32", "auto")}
+    low = transfers["auto"].precision
+    options = Options(size=args.size, tile="off")
+    photos, paintings = images(args.content)[:: args.every], images(args.style)[:: args.every]
+    largest: list[float] = []
+    tiled: list[float] = []
+    rounded: list[float] = []
+    for i, photo in enumerate(photos):
+        picture = transfers["fp32"].fit(photo, options)
+        image = Picture(picture.rgb)  # in float: no rounding to 8 bits hides anything
+        for painting in paintings:
+            found = {
+                (name, tile): transfer.picture(image, painting, replace(options, tile=tile)).rgb
+                for name, transfer in transfers.items()
+                for tile in ("off", str(args.tile))
+            }
+            whole = found["fp32", "off"]
+            largest.append(float((found["fp32", str(args.tile)] - whole).abs().max()))
+            tiled.append(psnr(found["auto", str(args.tile)], found["auto", "off"]))
+            rounded.append(psnr(found["auto", "off"], whole))
+        print(f"{i + 1} of {len(photos)} photos", file=sys.stderr)
+    result = {
+        "command": f"python scripts/bench_precision.py --content eval/content --style eval/style --every {args.every}",
+        "machine": machine(transfers["fp32"].device),
+        "date": time.strftime("%Y-%m-%d"),
+        "pairs": len(largest),
+        "size": args.size,
+        "tile": args.tile,
+        "fp32_tiled_largest_difference": max(largest),
+        f"{low}_tiled_psnr": {"least": min(tiled), "mean": sum(tiled) / len(tiled)},
+        f"{low}_against_fp32_psnr": {"least": min(rounded), "mean": sum(rounded) / len(rounded)},
+    }
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    main()

@@ -78,8 +78,8 @@ bench() {
         tee "$RUNS/bench.json"
     "$PYTHON" scripts/bench_batch.py --device "$DEVICE" --count "$((RUNS_TIMED * 10))" | tee "$RUNS/batch.json"
     "$PYTHON" scripts/bench_norms.py --device "$DEVICE" --turns "$((RUNS_TIMED * 4 + 1))" | tee "$RUNS/norms.json"
-    "$PYTHON" scripts/bench_padding.py --device "$DEVICE" --size "${SIZES[-1]}" --runs "$RUNS_TIMED" --batch 1 | tee "$RUNS/padding.json"
-    [ -n "$TOY" ] || "$PYTHON" scripts/bench_padding.py --device "$DEVICE" --batch 1 --batch 8 --batch 32 | tee "$RUNS/padding.json"
+    "$PYTHON" scripts/bench_layers.py --device "$DEVICE" --size "${SIZES[-1]}" --runs "$RUNS_TIMED" --batch 1 | tee "$RUNS/layers.json"
+    [ -n "$TOY" ] || "$PYTHON" scripts/bench_layers.py --device "$DEVICE" --batch 1 --batch 8 --batch 32 | tee "$RUNS/layers.json"
 }
 
 case ${1:-} in

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from styleapp.batch import Settings, Task, Worker, find_photos, make_jobs
 from styleapp.images import Picture
 from styleapp.models import Decoder, Encoder, Stylizer
-from styleapp.models.layers import corrected_conv2d, reflect_conv2d, reflected
+from styleapp.models.layers import corrected_conv2d, padded, reflect_conv2d, upsampled_conv2d
 from styleapp.norms import NORMS, make_norm, moments
 from styleapp.options import DecoderOptions, Options
 from styleapp.pipeline import StyleTransfer
@@ -162,10 +162,13 @@ def test_a_budget_is_kept():
 def test_reflection(layout):
     x = torch.randn(2, 5, 9, 7, dtype=torch.float64, device=DEVICE).contiguous(memory_format=layout)
     w = torch.randn(4, 5, 3, 3, dtype=torch.float64, device=DEVICE)
-    padded = F.pad(x, (1, 1, 1, 1), mode="reflect")
-    assert torch.equal(reflected(x), padded) and reflected(x).is_contiguous(memory_format=layout)
+    wanted = F.pad(x, (1, 1, 1, 1), mode="reflect")
+    found = padded(x, "reflect")
+    assert torch.equal(found, wanted) and found.is_contiguous(memory_format=layout)
     for way in (reflect_conv2d, corrected_conv2d):
-        assert torch.allclose(way(x, w), F.conv2d(padded, w), atol=1e-12)
+        assert torch.allclose(way(x, w), F.conv2d(wanted, w), atol=1e-12)
+    upsampled = F.interpolate(x, scale_factor=2.0, mode="nearest")
+    assert torch.allclose(upsampled_conv2d(x, w), reflect_conv2d(upsampled, w), atol=1e-12)
 
 
 @pytest.mark.parametrize("name", NORMS)

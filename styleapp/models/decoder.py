@@ -109,11 +109,13 @@ class Decoder(nn.Module):
             until: stop at the output of this convolution, before its norm.
         """
         x = x.to(next(self.parameters()).dtype)
+        upsample = False
         for name in self.names:
             if name == "up":
-                x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+                upsample = True
                 continue
-            x = self.get_submodule(name)(x)
+            x = self.get_submodule(name)(x, upsample=upsample)
+            upsample = False
             if name in (until, self.names[-1]):
                 break
             if self.own_norms is not None:

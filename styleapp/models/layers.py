@@ -1,19 +1,21 @@
-"""The one layer that both networks are made of: a 3x3 convolution with reflection padding."""
+"""The one layer that both networks are made of: a 3x3 convolution with reflection padding, perhaps upsampling first."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ReflectConv2d", "corrected_conv2d", "reflect_conv2d", "reflected"]
+__all__ = ["ReflectConv2d", "corrected_conv2d", "padded", "reflect_conv2d", "upsampled_conv2d"]
 
 
 def reflect_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Convolve with a 3x3 kernel after reflecting one pixel at each border.
 
     Equals ``F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), weight, bias)`` up to rounding, in the way that suits:
-    that itself where gradients are wanted, :func:`corrected_conv2d` on a CPU, :func:`reflected` on a GPU.
+    that itself where gradients are wanted, :func:`corrected_conv2d` on a CPU, :func:`padded` on a GPU.
 
     Args:
         x: (N, C, H, W) with H, W >= 2.
@@ -28,25 +30,68 @@ def reflect_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     """
     if min(x.shape[-2:]) < 2:
         raise ValueError(f"reflection padding needs at least 2x2 pixels, got {x.shape[-2]}x{x.shape[-1]}")
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+    if _wants_gradient(x, weight):
         return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), weight, bias)
     if x.is_cuda:
-        return F.conv2d(reflected(x), weight, bias)
+        return F.conv2d(padded(x, "reflect"), weight, bias)
     return corrected_conv2d(x, weight, bias)
 
 
-def reflected(x: Tensor) -> Tensor:
-    """``F.pad(x, (1, 1, 1, 1), mode="reflect")`` in the memory format of ``x``.
+def upsampled_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``reflect_conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), weight, bias)``, up to rounding.
+
+    Of an upsampled picture a 3x3 kernel sees but 2x2 different pixels, which ones depends on whether row and column are
+    even or odd. So without gradients four 2x2 kernels, sums of the 3x3 one, are applied to ``x`` itself: 16 products
+    for each 36, and no upsampled copy. To reflect what is upsampled is to repeat the border of ``x``.
+
+    Args:
+        x: (N, C, H, W).
+        weight: (O, C, 3, 3).
+        bias: (O,) or None.
+
+    Returns:
+        (N, O, 2H, 2W).
+    """
+    if _wants_gradient(x, weight):
+        return reflect_conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias)
+    (n, c, height, width), out_channels = x.shape, weight.shape[0]
+    kernels = _halves(_halves(weight.to(torch.promote_types(weight.dtype, torch.float32)), 2), 4)
+    kernels = kernels.transpose(0, 1).reshape(4 * out_channels, c, 2, 2).to(weight.dtype)
+    y = F.conv2d(padded(x, "replicate"), kernels, None if bias is None else bias.repeat(4))
+    out = _empty(n, out_channels, 2 * height, 2 * width, like=y)
+    for i, part in enumerate(y.split(out_channels, 1)):
+        row, column = divmod(i, 2)
+        out[:, :, row::2, column::2] = part[:, :, row : row + height, column : column + width]
+    return out
+
+
+def _halves(kernel: Tensor, dim: int) -> Tensor:
+    """The two kernels of 2 that a kernel of 3 along ``dim`` is on pixels that come twice: of even and of odd ones."""
+    first, second, third = kernel.split(1, dim)
+    return torch.stack([torch.cat([first, second + third], dim), torch.cat([first + second, third], dim)])
+
+
+def padded(x: Tensor, mode: Literal["reflect", "replicate"]) -> Tensor:
+    """``F.pad(x, (1, 1, 1, 1), mode)`` in the memory format of ``x``.
 
     PyTorch's own gives up channels_last on a GPU, and the convolution after it makes another copy to have it back.
     """
     n, c, height, width = x.shape
-    layout = torch.channels_last if x.stride(1) == 1 else torch.contiguous_format  # of a part of a picture too
-    y = torch.empty((n, c, height + 2, width + 2), dtype=x.dtype, device=x.device, memory_format=layout)
+    inner = 1 if mode == "reflect" else 0
+    y = _empty(n, c, height + 2, width + 2, like=x)
     y[:, :, 1:-1, 1:-1] = x
-    y[:, :, 0, 1:-1], y[:, :, -1, 1:-1] = x[:, :, 1], x[:, :, -2]
-    y[..., 0], y[..., -1] = y[..., 2], y[..., -3]
+    y[:, :, 0, 1:-1], y[:, :, -1, 1:-1] = x[:, :, inner], x[:, :, -1 - inner]
+    y[..., 0], y[..., -1] = y[..., 1 + inner], y[..., -2 - inner]
     return y
+
+
+def _empty(*shape: int, like: Tensor) -> Tensor:
+    layout = torch.channels_last if like.stride(1) == 1 else torch.contiguous_format  # of a part of a picture too
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
+
+
+def _wants_gradient(x: Tensor, weight: Tensor) -> bool:
+    return torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
 
 
 def corrected_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -71,6 +116,6 @@ class ReflectConv2d(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size=3)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, O, H, W)."""
-        return reflect_conv2d(x, self.weight, self.bias)
+    def forward(self, x: Tensor, *, upsample: bool = False) -> Tensor:
+        """(N, C, H, W) to (N, O, H, W), or (N, O, 2H, 2W) where nearest upsampling comes first."""
+        return (upsampled_conv2d if upsample else reflect_conv2d)(x, self.weight, self.bias)

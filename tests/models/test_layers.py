@@ -4,10 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from styleapp.models.layers import ReflectConv2d, reflect_conv2d, reflected
+from styleapp.models.layers import ReflectConv2d, padded, reflect_conv2d, upsampled_conv2d
 
 
-def padded(x, weight, bias):
+def plain(x, weight, bias):
     return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), weight, bias)
 
 
@@ -18,16 +18,42 @@ def test_equals_padding_first(batch, height, width, bias, channels_last):
     b = torch.randn(4, dtype=torch.float64) if bias else None
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
-    assert torch.allclose(reflect_conv2d(x, w, b), padded(x, w, b), atol=1e-12)
+    assert torch.allclose(reflect_conv2d(x, w, b), plain(x, w, b), atol=1e-12)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 3), st.integers(2, 9), st.integers(2, 9), st.booleans(), st.booleans())
-def test_reflected_is_the_pad_of_torch_and_keeps_the_layout(batch, height, width, part, channels_last):
+@given(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.booleans(), st.booleans())
+def test_nearest_upsampling_first(batch, height, width, bias, channels_last):
+    x, w = torch.randn(batch, 3, height, width, dtype=torch.float64), torch.randn(4, 3, 3, 3, dtype=torch.float64)
+    b = torch.randn(4, dtype=torch.float64) if bias else None
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x = x.contiguous(memory_format=layout)
+    wanted = plain(F.interpolate(x, scale_factor=2.0, mode="nearest"), w, b)
+    found = upsampled_conv2d(x, w, b)
+    assert torch.allclose(found, wanted, atol=1e-12)
+    assert height == width == 1 or found.is_contiguous(memory_format=layout)  # a single pixel has either layout
+    assert torch.allclose(upsampled_conv2d(x, w.requires_grad_(), b), wanted, atol=1e-12)
+
+
+def test_upsampling_in_low_precision_is_as_good():
+    """The sums of filters are rounded once, and no more is lost than in the plain way."""
+    x, w = torch.randn(1, 32, 20, 20), torch.randn(16, 32, 3, 3) / 17
+    exact = upsampled_conv2d(x.double(), w.double())
+    ours = upsampled_conv2d(x.bfloat16(), w.bfloat16())
+    theirs = plain(F.interpolate(x.bfloat16(), scale_factor=2.0, mode="nearest"), w.bfloat16(), None)
+    assert (ours - exact).square().mean() < 1.5 * (theirs - exact).square().mean()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 3), st.integers(2, 9), st.integers(2, 9), st.booleans(), st.booleans(),
+    st.sampled_from(["reflect", "replicate"]),
+)  # fmt: skip
+def test_padded_is_the_pad_of_torch_and_keeps_the_layout(batch, height, width, part, channels_last, mode):
     layout = torch.channels_last if channels_last else torch.contiguous_format
     x = torch.randn(batch, 3, height + part, width + part).contiguous(memory_format=layout)[:, :, part:, part:]
-    y = reflected(x)
-    assert torch.equal(y, F.pad(x, (1, 1, 1, 1), mode="reflect"))
+    y = padded(x, mode)
+    assert torch.equal(y, F.pad(x, (1, 1, 1, 1), mode=mode))
     assert y.is_contiguous(memory_format=layout)
 
 
@@ -35,7 +61,7 @@ def test_gradients_flow_and_agree():
     x = torch.randn(2, 3, 5, 6, dtype=torch.float64, requires_grad=True)
     layer = ReflectConv2d(3, 4).double()
     ours = torch.autograd.grad(layer(x).square().sum(), [x, *layer.parameters()])
-    theirs = torch.autograd.grad(padded(x, layer.weight, layer.bias).square().sum(), [x, *layer.parameters()])
+    theirs = torch.autograd.grad(plain(x, layer.weight, layer.bias).square().sum(), [x, *layer.parameters()])
     for a, b in zip(ours, theirs, strict=True):
         assert torch.allclose(a, b)
 
@@ -54,8 +80,8 @@ def test_one_pixel_has_nothing_to_reflect():
 
 
 def test_takes_the_state_dict_of_conv2d():
-    plain = torch.nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect")
+    stock = torch.nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect")
     layer = ReflectConv2d(3, 4)
-    layer.load_state_dict(plain.state_dict())
+    layer.load_state_dict(stock.state_dict())
     x = torch.randn(1, 3, 6, 6)
-    assert torch.allclose(layer(x), plain(x), atol=1e-6)
+    assert torch.allclose(layer(x), stock(x), atol=1e-6)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 import time
 from dataclasses import replace
@@ -66,8 +67,8 @@ def main() -> None:
         "size": args.size,
         "tile": args.tile,
         "fp32_tiled_largest_difference": max(largest),
-        f"{low}_tiled_psnr": {"least": min(tiled), "mean": sum(tiled) / len(tiled)},
-        f"{low}_against_fp32_psnr": {"least": min(rounded), "mean": sum(rounded) / len(rounded)},
+        f"{low}_tiled_psnr": {"least": min(tiled), "median": statistics.median(tiled)},
+        f"{low}_against_fp32_psnr": {"least": min(rounded), "median": statistics.median(rounded)},
     }
     print(json.dumps(result, indent=1))
 

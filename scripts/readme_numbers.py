@@ -7,83 +7,100 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 BEGIN, END = "<!-- numbers: made by scripts/readme_numbers.py -->", "<!-- end of numbers -->"
+BENCH = "styleapp bench --size 512 --size 1024 --runs 5 --stages --peers"
+
+Row: TypeAlias = tuple[str, str, str]
+"""What, measured, command."""
 
 
 def load(name: str) -> Any:
     return json.loads(Path(f"benchmarks/{name}.json").read_text(encoding="utf-8"))
 
 
-def table() -> str:
-    cpu, large, losses, norms = (load(n) for n in ("cpu", "large", "evaluate", "norms"))
-    rows: list[tuple[str, str, str]] = []
-    bench = "`styleapp bench --size 512 --size 1024 --runs 5 --stages --peers`"
+def speed() -> list[Row]:
+    cpu, [compiled] = load("cpu"), load("compile")["compiled"]
+    rows: list[Row] = []
     by = {(t["name"], t["size"]): t for t in cpu["timings"]}
     for size in (512, 1024):
-        network, whole = by["network", size], by["stylize", size]
-        rows.append((f"the network, {size} × {size}", f"{network['median']:.2f} s", bench))
-        rows.append((f"`stylize` of a PIL image, {size} × {size}", f"{whole['median']:.2f} s", bench))
-    share = by["network", 512]["share"]
-    rows.append(("the network's share of the machine's own rate at matrix products", f"{share:.0%}", bench))
+        rows.append((f"the network, {size} × {size}", f"{by['network', size]['median']:.2f} s", BENCH))
+        rows.append((f"`stylize` of a PIL image, {size} × {size}", f"{by['stylize', size]['median']:.2f} s", BENCH))
+    share = f"{by['network', 512]['share']:.0%}"
+    rows.append(("the network's share of the machine's own rate at matrix products", share, BENCH))
     for peer in cpu["peers"]:
         if peer["size"] == 512:
-            rows.append((f"against {peer['peer']}, 512 × 512", f"{peer['ratio']:.2f} times as fast", bench))
-    [compiled] = load("compile")["compiled"]
+            rows.append((f"against {peer['peer']}, 512 × 512", f"{peer['ratio']:.2f} times as fast", BENCH))
     pays = f"pays from {compiled['pays_from']} pictures on" if compiled["pays_from"] else "does not pay here"
     text = f"{compiled['first']:.0f} s, then {compiled['compiled']:.2f} s instead of {compiled['eager']:.2f} s: {pays}"
-    rows.append(
-        ("torch.compile: the first picture of 512 × 512", text, "`styleapp bench --size 512 --runs 7 --compile`")
-    )
-    biggest = max(large["runs"], key=lambda r: r["result"][0] * r["result"][1])
-    name = biggest["photo"].replace("x", " × ")
-    what = f"{biggest['seconds']:.0f} s, {biggest['peak_rss_mb'] / 1000:.2f} GB at most"
-    rows.append((f"{name}, `--max-memory 2GB`, whole process", what, "`python scripts/bench_large.py`"))
-    batch = load("batch")
-    one = batch["one_process"]
+    rows.append(("torch.compile: the first picture of 512 × 512", text, "styleapp bench --size 512 --runs 7 --compile"))
+    biggest = max(load("large")["runs"], key=lambda r: r["result"][0] * r["result"][1])
+    what = f"{biggest['photo'].replace('x', ' × ')}, `--max-memory 2GB`, whole process"
+    text = f"{biggest['seconds']:.0f} s, {biggest['peak_rss_mb'] / 1000:.2f} GB at most"
+    rows.append((what, text, "python scripts/bench_large.py"))
+    one = load("batch")["one_process"]
     text = f"{one['images_per_second']:.2f} photos/s, {one['of_bare']:.2f} of the bare network's"
-    rows.append(("a folder of JPEG, 512 × 512, in and out", text, "`python scripts/bench_batch.py`"))
-    stock = [r for r in norms["norms"] if r["stock"] and r["layout"] == "contiguous"]
+    rows.append(("a folder of JPEG, 512 × 512, in and out", text, "python scripts/bench_batch.py"))
+    stock = [r for r in load("norms")["norms"] if r["stock"] and r["layout"] == "contiguous"]
     ratios = [r[k]["ratio"] for r in stock for k in ("forward", "forward_backward")]
-    rows.append(
-        (
-            "stock norms against torch.nn's",
-            f"{min(ratios):.2f} to {max(ratios):.2f} times the time",
-            "`python scripts/bench_norms.py`",
-        )
-    )
-    evaluate = "`styleapp evaluate --content eval/content --style eval/style`"
-    for row in losses:
+    text = f"{min(ratios):.2f} to {max(ratios):.2f} times the time"
+    return [*rows, ("stock norms against torch.nn's", text, "python scripts/bench_norms.py")]
+
+
+def fidelity() -> list[Row]:
+    found = load("precision")
+    what = f"tiles of {found['tile']} px against one piece, float32: largest difference in [0,1]"
+    rows = [(what, f"{found['fp32_tiled_largest_difference']:.0e}", found["command"])]
+    names = {"bf16_tiled_psnr": "the same in bfloat16", "bf16_against_fp32_psnr": "bfloat16 against float32"}
+    for key, name in names.items():
+        text = f"{found[key]['least']:.0f} dB at least, {found[key]['median']:.0f} dB in the median"
+        rows.append((f"{name}, {found['pairs']} pairs at {found['size']} px", text, found["command"]))
+    return rows
+
+
+def losses() -> list[Row]:
+    rows: list[Row] = []
+    for row in load("evaluate"):
         text = f"content {row['content_loss']:.2f}, style {row['style_loss']:.2f}"
-        rows.append((f"losses on 340 pairs at 512 px: {row['name']}", text, evaluate))
-    compared = load("compare")
+        command = "styleapp evaluate --content eval/content --style eval/style"
+        rows.append((f"losses on 340 pairs at 512 px: {row['name']}", text, command))
+    compared, inside = load("compare"), load("ablation")
     for method, name in (("adain", "AdaIN"), ("cin", "CIN"), ("in", "IN, 3 styles")):
         if method in compared["means"]:
             found = compared["means"][method]
             text = f"content {found['content']:.2f}, style {found['style']:.2f}"
-            rows.append((f"losses on the built-in styles at 512 px: {name}", text, f"`{compared['command']}`"))
-    inside = load("ablation")
+            rows.append((f"losses on the built-in styles at 512 px: {name}", text, compared["command"]))
     text = ", ".join(f"{norm} {row['style_loss']:.1f}" for norm, row in inside["decoders"].items())
-    rows.append(("style loss of small AdaIN decoders by the norm inside", text, f"`{inside['command']}`"))
+    grid = load("grid")
+    text = ", ".join(f"{what} {value:.3f}" for what, value in grid["grid"].items())
+    rows.append(("fine detail that repeats on the grid of 8 × 8 pixels (`grid_loss`)", text, grid["command"]))
+    return [*rows, ("style loss of small AdaIN decoders by the norm inside", text, inside["command"])]
+
+
+def page() -> list[Row]:
     web = load("web")
-    one = web["one_visitor_seconds"]
-    text = f"{one['picture_512']:.2f} s, {one['preview_256']:.2f} s"
-    rows.append(("the page: from the button to a picture of 512 × 512, to a preview", text, f"`{web['command']}`"))
-    text = f"{web['seconds_p50']:.1f} s, {web['seconds_p95']:.1f} s, {web['pictures_per_second']:.2f} pictures/s"
-    rows.append(
-        (f"the page with {web['clients']} clients at once: median, 95th percentile", text, f"`{web['command']}`")
-    )
-    memory = web["memory_mb"]
-    text = f"{memory['after_a_third']} MB, {memory['at_the_end']} MB, {memory['most']} MB"
-    rows.append(("its memory after a third, at the end, at most", text, f"`{web['command']}`"))
+    one, memory, command = web["one_visitor_seconds"], web["memory_mb"], web["command"]
+    together = f"{web['seconds_p50']:.1f} s, {web['seconds_p95']:.1f} s, {web['pictures_per_second']:.2f} pictures/s"
+    kept = f"{memory['after_a_third']} MB, {memory['at_the_end']} MB, {memory['most']} MB"
+    alone = f"{one['picture_512']:.2f} s, {one['preview_256']:.2f} s"
+    return [
+        ("the page: from the button to a picture of 512 × 512, to a preview", alone, command),
+        (f"the page with {web['clients']} clients at once: median, 95th percentile", together, command),
+        ("its memory after a third, at the end, at most", kept, command),
+    ]
+
+
+def table() -> str:
+    cpu = load("cpu")
     m = cpu["machine"]
     about = (
         f"Two cores of an {m['device']} ({m['instructions']}), torch {m['torch']}, {cpu['precision']}, "
         f"{cpu['matmul_tflops']:.2f} TFLOP/s in matrix products; decoder of width {cpu['width']}; median of the runs."
     )
     lines = [about, "", "| what | measured | command |", "|---|---|---|"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+    rows = [*speed(), *fidelity(), *losses(), *page()]
+    return "\n".join([*lines, *(f"| {what} | {measured} | `{command}` |" for what, measured, command in rows)])
 
 
 def main() -> None:

@@ -152,6 +152,7 @@ class TrainOptions:
         warmup: steps over which the learning rate rises to it.
         style_weight: weight of the style loss; that of the content loss is 1.
         identity_weight: weight of the pixel loss on identity samples.
+        grid_weight: weight of the loss against patterns that repeat on the grid of the encoder's 8x8 pixels.
         identity_share: share of samples in which the photo is its own style.
         clip: largest gradient norm.
         ema: decay of the average of the weights, which is what is saved.
@@ -169,6 +170,7 @@ class TrainOptions:
     warmup: int = 500
     style_weight: float = 10.0
     identity_weight: float = 20.0
+    grid_weight: float = 0.0
     identity_share: float = 0.15
     clip: float = 5.0
     ema: float = 0.999

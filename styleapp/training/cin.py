@@ -21,8 +21,8 @@ from styleapp.norms import moments
 from styleapp.options import ConditionalOptions
 from styleapp.training.data import ImagePool
 from styleapp.training.decoder import load_decoder
-from styleapp.training.loop import Report, Run, new_decoder, train
-from styleapp.training.losses import content_loss, style_loss
+from styleapp.training.loop import Losses, Report, Run, new_decoder, train
+from styleapp.training.losses import content_loss, grid_loss, style_loss
 
 __all__ = ["ConditionalOptions", "Learned", "learn_code", "read_paintings", "train_conditional"]
 
@@ -133,7 +133,7 @@ class _Run(Run):
         self.stylizer = Stylizer(self.encoder, decoder, conditional=True)
         self.loss = torch.compile(self._loss) if options.compile else self._loss
 
-    def losses(self) -> tuple[Tensor, Tensor, Tensor]:
+    def losses(self) -> Losses:
         """Of random crops, each in ``pairs`` random styles."""
         o = self.options
         photo = self.photos.crops(o.batch_size, o.size, (0.5, 1.0)).to(memory_format=torch.channels_last)
@@ -142,7 +142,7 @@ class _Run(Run):
         strength = (torch.rand(count, 1, 1, 1) >= o.identity_share).float().to(self.device)
         return self.loss(photo, rows, strength)
 
-    def _loss(self, photo: Tensor, rows: Tensor, strength: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _loss(self, photo: Tensor, rows: Tensor, strength: Tensor) -> Losses:
         wanted = [StyleCode(c.gamma[rows], c.beta[rows]) for c in self.wanted]
         return _losses(
             self.stylizer, photo, _seen(self.encoder, photo), self.model.code(rows), wanted, strength, self.options
@@ -198,8 +198,8 @@ def _losses(
     wanted: Sequence[StyleCode],
     strength: Tensor,
     options: ConditionalOptions,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Content, style and identity loss of every photo in ``pairs`` styles each, one block of photos after another.
+) -> Losses:
+    """Of every photo in ``pairs`` styles each, one block of photos after another.
 
     Args:
         seen: of :func:`_seen`.
@@ -220,7 +220,12 @@ def _losses(
     found = stylizer.encoder.features(picture)
     codes = [code_from_moments(moments(f)) for f in found]
     pixel = (picture.float() - photo.repeat(pairs, 1, 1, 1)).square() * (1 - strength)
-    return content_loss(found[-1], target).mean(), style_loss(codes, goal).mean(), pixel.mean()
+    return Losses(
+        content_loss(found[-1], target).mean(),
+        style_loss(codes, goal).mean(),
+        pixel.mean(),
+        grid_loss(picture).mean(),
+    )
 
 
 @dataclass(frozen=True)

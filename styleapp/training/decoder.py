@@ -17,8 +17,8 @@ from styleapp.models import Decoder, Encoder, StyleCode, Stylizer, code_from_mom
 from styleapp.norms import moments
 from styleapp.options import DecoderOptions
 from styleapp.training.data import ImagePool, colour_augmentation, patterns
-from styleapp.training.loop import Report, Run, new_decoder, train
-from styleapp.training.losses import content_loss, style_loss
+from styleapp.training.loop import Losses, Report, Run, new_decoder, train
+from styleapp.training.losses import content_loss, grid_loss, style_loss
 
 __all__ = ["DecoderOptions", "load_decoder", "train_decoder"]
 
@@ -96,7 +96,7 @@ class _Run(Run):
         self.photos, self.paintings = photos, paintings
         self.loss = torch.compile(self._loss) if options.compile else self._loss
 
-    def losses(self) -> tuple[Tensor, Tensor, Tensor]:
+    def losses(self) -> Losses:
         """Of random crops, each photo in the styles of ``pairs`` paintings."""
         o = self.options
         photo = self.photos.crops(o.batch_size, o.size, (0.6, 1.0)).to(memory_format=torch.channels_last)
@@ -120,8 +120,8 @@ class _Run(Run):
         parts = [] if crops is None else [crops]
         return torch.cat([*parts, patterns(drawn, o.size, self.device)] if drawn else parts)
 
-    def _loss(self, photo: Tensor, painting: Tensor, identity: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Content, style and identity loss of all pairs.
+    def _loss(self, photo: Tensor, painting: Tensor, identity: Tensor, weight: Tensor) -> Losses:
+        """Of all pairs.
 
         An identity sample is a photo that is its own style: it takes part in every loss, and in the
         pixel loss besides.
@@ -146,7 +146,12 @@ class _Run(Run):
         seen = self.encoder.features(picture)
         found = [code_from_moments(moments(f)) for f in seen]
         pixel = (picture.float() - photo.repeat(pairs, 1, 1, 1)).square() * identity
-        return content_loss(seen[-1], target).mean(), style_loss(found, wanted).mean(), pixel.mean()
+        return Losses(
+            content_loss(seen[-1], target).mean(),
+            style_loss(found, wanted).mean(),
+            pixel.mean(),
+            grid_loss(picture).mean(),
+        )
 
     @torch.no_grad()
     def samples(self) -> Tensor:

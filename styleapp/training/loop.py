@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -22,9 +22,18 @@ from styleapp.models import Decoder, Encoder
 from styleapp.models.layers import ReflectConv2d
 from styleapp.options import TrainOptions
 
-__all__ = ["Report", "Run", "learning_rate", "new_decoder", "train"]
+__all__ = ["Losses", "Report", "Run", "learning_rate", "new_decoder", "train"]
 
 Report = Callable[[dict[str, Any]], None]
+
+
+class Losses(NamedTuple):
+    """Means over a batch: what :class:`TrainOptions` weighs."""
+
+    content: Tensor
+    style: Tensor
+    identity: Tensor
+    grid: Tensor
 
 
 def learning_rate(step: int, options: TrainOptions) -> float:
@@ -74,8 +83,8 @@ class Run(ABC):
         self.seconds = 0.0
 
     @abstractmethod
-    def losses(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Content, style and identity loss of a random batch."""
+    def losses(self) -> Losses:
+        """Of a random batch."""
 
     @abstractmethod
     def samples(self) -> Tensor:
@@ -90,19 +99,20 @@ class Run(ABC):
         return {}
 
     def train_step(self) -> Tensor:
-        """One step of the optimiser; the means of content, style and identity loss, on the CPU."""
+        """One step of the optimiser; the losses, on the CPU."""
         o = self.options
         torch.manual_seed(o.seed * 1_000_003 + self.step)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * learning_rate(self.step, o)
-        content, style, identity = self.losses()
+        content, style, identity, grid = losses = self.losses()
         self.optimizer.zero_grad()
-        (content + o.style_weight * style + o.identity_weight * identity).backward()  # type: ignore[no-untyped-call]
+        total = content + o.style_weight * style + o.identity_weight * identity + o.grid_weight * grid
+        total.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.network.parameters(), o.clip)
         self.optimizer.step()
         self.ema.update_parameters(self.network)
         self.step += 1
-        return torch.stack([content, style, identity]).detach().cpu()
+        return torch.stack(losses).detach().cpu()
 
     def save(self, checkpoint: Path) -> None:
         """Everything that is needed to go on."""
@@ -173,18 +183,18 @@ def train(
 
         record(options=asdict(options), step=run.step, **about)
         logged = saved = sampled = time.monotonic()
-        logged_step, sums = run.step, torch.zeros(3)
+        logged_step, sums = run.step, torch.zeros(len(Losses._fields))
         while run.step < options.steps and time.monotonic() - started < 60 * minutes:
             sums += run.train_step()
             now = time.monotonic()
             last = run.step == options.steps
             if last or now - logged > 10:
                 steps = run.step - logged_step
-                means = dict(zip(("content", "style", "identity"), (sums / steps).tolist(), strict=True))
+                means = dict(zip(Losses._fields, (sums / steps).tolist(), strict=True))
                 rate = steps * options.batch_size * options.pairs / (now - logged)
                 run.seconds += now - logged
                 record(step=run.step, seconds=run.seconds, images_per_second=rate, **means)
-                logged, logged_step, sums = now, run.step, torch.zeros(3)
+                logged, logged_step, sums = now, run.step, torch.zeros_like(sums)
             if last or now - saved > 60 * checkpoint_minutes:
                 run.save(checkpoint)
                 saved = now

@@ -40,6 +40,7 @@ def test_losses_fall_and_the_file_fits(folders, tmp_path):
     assert log == records
     assert log[0]["options"]["steps"] == 60 and log[0]["photos"] == 4 and log[0]["paintings"] == 3
     assert log[-1]["step"] == 60 and log[-1]["images_per_second"] > 0
+    assert 0 <= log[-1]["grid"] < 1
     state = load_file(out)
     assert all(t.dtype == torch.float16 for t in state.values())
     Decoder(16).load_state_dict(state)

@@ -1,0 +1,50 @@
+import torch
+from torch.nn import functional as F
+
+from styleapp.training.losses import grid_loss
+
+
+def noise(seed: int) -> torch.Tensor:
+    return torch.rand(1, 3, 192, 200, generator=torch.Generator().manual_seed(seed))
+
+
+def test_detail_that_knows_nothing_of_the_grid_costs_nothing():
+    smooth = F.avg_pool2d(noise(1), 3, 1)
+    assert grid_loss(torch.cat([noise(0), noise(2)])).max() < 0.02 and grid_loss(smooth) < 0.05
+    assert grid_loss(torch.full((2, 3, 64, 64), 0.5)).abs().max() < 1e-3
+
+
+def test_a_pattern_that_is_the_same_in_every_cell():
+    tile = torch.rand(1, 3, 8, 8)
+    repeated = tile.repeat(1, 1, 24, 25)
+    assert grid_loss(repeated) > 0.8
+    other_period = F.interpolate(tile, (9, 9)).repeat(1, 1, 22, 23)
+    assert grid_loss(other_period) < 0.3 * grid_loss(repeated)
+
+
+def test_detail_that_is_stronger_at_the_borders_of_cells():
+    """Its signs differ from cell to cell, so that its mean is 0."""
+    at_the_border = torch.zeros(8, 8)
+    at_the_border[0] = at_the_border[:, 0] = 1
+    signs = (torch.rand(1, 1, 24, 25) > 0.5).float() * 2 - 1
+    picture = 0.5 + 0.3 * at_the_border.repeat(24, 25) * F.interpolate(signs, scale_factor=8.0)
+    assert grid_loss(picture) > 0.5
+
+
+def test_each_sample_by_itself_and_any_size_at_least_a_cell():
+    both = grid_loss(torch.cat([noise(0), torch.rand(1, 3, 8, 8).repeat(1, 1, 24, 25)]))
+    assert both.shape == (2,) and both[1] > 10 * both[0]
+    assert grid_loss(torch.rand(3, 3, 17, 30)).isfinite().all()
+
+
+def test_it_can_be_trained_away():
+    picture = (
+        0.5 + 0.1 * torch.rand(1, 1, 8, 8).repeat(1, 3, 12, 12) + 0.05 * torch.rand(1, 3, 96, 96)
+    ).requires_grad_()
+    before = grid_loss(picture).item()
+    optimizer = torch.optim.Adam([picture], lr=5e-3)
+    for _ in range(50):
+        optimizer.zero_grad()
+        grid_loss(picture).sum().backward()
+        optimizer.step()
+    assert grid_loss(picture).item() < 0.3 * before

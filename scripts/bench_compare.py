@@ -22,7 +22,7 @@ import torch
 from styleapp import StyleTransfer
 from styleapp.allocator import keep_freed_memory
 from styleapp.compare import compare
-from styleapp.files import SUFFIXES
+from styleapp.evaluate import images
 from styleapp.options import Options
 from styleapp.tiles import bytes_per_pixel
 
@@ -47,7 +47,7 @@ def main() -> None:
     args = parser.parse_args()
     keep_freed_memory()
     transfer = StyleTransfer()
-    files = sorted(f for f in args.content.iterdir() if f.suffix.lower() in SUFFIXES)[:: args.every]
+    files = images(args.content)[:: args.every]
     styles = list(transfer.gallery.styles)
     sums: dict[str, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
     start = time.perf_counter()

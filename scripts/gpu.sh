@@ -23,9 +23,9 @@ if [ -n "$TOY" ]; then
     DEVICE=auto TRAIN=(--width 0.0625 --steps 3 --batch-size 2 --pairs 1 --size 32)
     CIN=(--width 0.0625 --steps 3 --batch-size 1 --pairs 1 --size 32 --style-size 32) IN=("${CIN[@]}") ABLATION=(--steps 1) SIZES=(32) RUNS_TIMED=1 EVAL=32
 else
-    DEVICE=cuda TRAIN=(--width 1 --steps 60000 --batch-size 8 --pairs 2 --size 256 --lr 1e-3 --identity-weight 100 --compile)
+    DEVICE=cuda TRAIN=(--width 1 --steps 60000 --batch-size 8 --pairs 2 --size 256 --lr 1e-3 --identity-weight 100 --grid-weight 20 --compile)
     CIN=(--width 1 --steps 30000 --batch-size 8 --pairs 2 --size 256 --lr 6e-4 --identity-weight 100 --grid-weight 20 --compile)
-    IN=(--width 1 --steps 10000 --batch-size 8 --pairs 1 --size 256 --lr 4e-4 --identity-weight 100 --compile)
+    IN=(--width 1 --steps 10000 --batch-size 8 --pairs 1 --size 256 --lr 4e-4 --identity-weight 100 --grid-weight 20 --compile)
     ABLATION=(--steps 10000 --size 256 --compile)
     SIZES=(256 512 1024 2048) RUNS_TIMED=20 EVAL=512
 fi

@@ -65,17 +65,16 @@ def losses() -> list[Row]:
         text = f"content {row['content_loss']:.2f}, style {row['style_loss']:.2f}"
         command = "styleapp evaluate --content eval/content --style eval/style"
         rows.append((f"losses on 340 pairs at 512 px: {row['name']}", text, command))
-    compared, inside = load("compare"), load("ablation")
+    compared, inside, grid = load("compare"), load("ablation"), load("grid")
     for method, name in (("adain", "AdaIN"), ("cin", "CIN"), ("in", "IN, 3 styles")):
         if method in compared["means"]:
             found = compared["means"][method]
             text = f"content {found['content']:.2f}, style {found['style']:.2f}"
             rows.append((f"losses on the built-in styles at 512 px: {name}", text, compared["command"]))
-    text = ", ".join(f"{norm} {row['style_loss']:.1f}" for norm, row in inside["decoders"].items())
-    grid = load("grid")
-    text = ", ".join(f"{what} {value:.3f}" for what, value in grid["grid"].items())
-    rows.append(("fine detail that repeats on the grid of 8 × 8 pixels (`grid_loss`)", text, grid["command"]))
-    return [*rows, ("style loss of small AdaIN decoders by the norm inside", text, inside["command"])]
+    values = ", ".join(f"{name} {value:.3f}" for name, value in grid["grid"].items())
+    rows.append(("fine detail that repeats on the grid of 8 × 8 pixels (`grid_loss`)", values, grid["command"]))
+    by_norm = ", ".join(f"{norm} {row['style_loss']:.1f}" for norm, row in inside["decoders"].items())
+    return [*rows, ("style loss of small AdaIN decoders by the norm inside", by_norm, inside["command"])]
 
 
 def page() -> list[Row]:

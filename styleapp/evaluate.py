@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -21,12 +22,26 @@ __all__ = ["Row", "evaluate", "images"]
 
 @dataclass(frozen=True)
 class Row:
-    """Means over all pairs. ``identity_psnr`` in dB: the network at alpha = 0 against the photo, over the photos."""
+    """What one network, or the unchanged photo, has.
+
+    Attributes:
+        content_loss, style_loss: means over all pairs.
+        identity_psnr: in dB, the decoder at alpha = 0 against the photo, mean over the photos.
+        by_painting: the means over the photos for each painting: content and style loss by file name. A few hard
+            paintings can rule the mean over all.
+    """
 
     name: str
     content_loss: float
     style_loss: float
     identity_psnr: float | None
+    by_painting: dict[str, tuple[float, float]]
+
+    @property
+    def medians(self) -> tuple[float, float]:
+        """Content and style loss: the medians over the paintings."""
+        content, style = zip(*self.by_painting.values(), strict=True)
+        return median(content), median(style)
 
 
 @torch.inference_mode()
@@ -72,7 +87,7 @@ def evaluate(
 
     photos, paintings = images(content)[::every], images(style)[::every]
     wanted = [codes(load(file))[1] for file in paintings]
-    sums = torch.zeros(2, 2, dtype=torch.float64)
+    sums = torch.zeros(2, len(paintings), 2, dtype=torch.float64)
     psnr = 0.0
     for i, file in enumerate(photos):
         photo = load(file)
@@ -83,13 +98,17 @@ def evaluate(
             target = stylizer.apply_code(features, codes_of_style[-1])
             seen, found = codes(_as_saved(stylizer.decode(target, photo)))
             for row, (f, c) in enumerate(((features, own), (seen, found))):
-                sums[row] += torch.stack([content_loss(f, target), style_loss(c, codes_of_style)])[:, 0].cpu()
+                sums[row, j] += torch.stack([content_loss(f, target), style_loss(c, codes_of_style)])[:, 0].cpu()
             progress(i * len(wanted) + j + 1, len(photos) * len(wanted))
-    means = (sums / (len(photos) * len(wanted))).tolist()
-    return [
-        Row("unchanged photo", means[0][0], means[0][1], None),
-        Row(f"{'AdaIN' if norm == 'adain' else norm}, {transfer.precision}", means[1][0], means[1][1], psnr),
-    ]
+    unchanged, network = sums / len(photos)
+    name = f"{'AdaIN' if norm == 'adain' else norm}, {transfer.precision}"
+    return [_row("unchanged photo", paintings, unchanged, None), _row(name, paintings, network, psnr)]
+
+
+def _row(name: str, paintings: list[Path], means: Tensor, psnr: float | None) -> Row:
+    content, style = means.mean(0).tolist()
+    by_painting = dict(zip([p.name for p in paintings], means.tolist(), strict=True))
+    return Row(name, content, style, psnr, by_painting)
 
 
 def _as_saved(picture: Tensor) -> Tensor:

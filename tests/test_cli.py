@@ -213,6 +213,7 @@ def test_evaluate(run, folders):
     rows = json.loads(run("evaluate", "--content", content, "--style", style, "--size", 32, "--json")[1])
     assert [r["name"] for r in rows] == ["unchanged photo", "AdaIN, bf16"] or rows[1]["name"] == "AdaIN, fp32"
     assert rows[0]["identity_psnr"] is None and rows[1]["identity_psnr"] > 0
+    assert set(rows[1]["by_painting"]) == {p.name for p in style.iterdir()}
     assert "identity PSNR" in run("evaluate", "--content", content, "--style", style, "--size", 32)[1]
     code, _, err = run("evaluate", "--content", content, "--style", "nowhere")
     assert code == 1 and "nowhere: not a folder" in err

@@ -34,7 +34,7 @@ def test_every_pair_counts(transfer, folders):
     assert seen[-1] == (12, 12) and len(seen) == 12
 
     encoder = transfer.stylizer.encoder
-    wanted = 0.0
+    wanted, by_painting = 0.0, dict.fromkeys((p.name for p in folders[1].iterdir()), 0.0)
     for photo in sorted(folders[0].iterdir()):
         for painting in sorted(folders[1].iterdir()):
             codes = [
@@ -42,7 +42,10 @@ def test_every_pair_counts(transfer, folders):
                 for p in (photo, painting)
             ]
             wanted += float(style_loss(*codes)) / 12
+            by_painting[painting.name] += float(style_loss(*codes)) / 4
     assert math.isclose(unchanged.style_loss, wanted, rel_tol=1e-4)
+    assert {name: losses[1] for name, losses in unchanged.by_painting.items()} == pytest.approx(by_painting, rel=1e-4)
+    assert unchanged.medians[1] == pytest.approx(sorted(by_painting.values())[1], rel=1e-4)
     assert unchanged.identity_psnr is None and network.identity_psnr is not None
 
     psnr = 0.0

@@ -115,10 +115,11 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(row) for row in rows]))
         return
-    table = Table("", "content loss", "style loss", "identity PSNR", box=None, pad_edge=False)
+    table = Table("", "content loss", "style loss", "median painting", "identity PSNR", box=None, pad_edge=False)
     for row in rows:
         psnr = "" if row.identity_psnr is None else f"{row.identity_psnr:.2f} dB"
-        table.add_row(row.name, f"{row.content_loss:.3f}", f"{row.style_loss:.3f}", psnr)
+        median = " ".join(f"{loss:.3f}" for loss in row.medians)
+        table.add_row(row.name, f"{row.content_loss:.3f}", f"{row.style_loss:.3f}", median, psnr)
     show(table)
 
 

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from styleapp.errors import ImageError, OptionError
-from styleapp.images import Picture, to_pil
+from styleapp.images import Picture, filled, on_white, to_pil
 from styleapp.models import StyleCode, code_from_moments
 from styleapp.norms import moments
 from styleapp.options import Options
@@ -126,7 +126,7 @@ def compare(
     options = options or Options()
     for method in methods:
         replace(options, norm=method)  # an unknown one is told before anything is done
-    image = photo.rgb.to(transfer.device, memory_format=torch.channels_last)
+    image = filled(photo).rgb.to(transfer.device, memory_format=torch.channels_last)
     features = transfer.stylizer.encoder(image)
     transfer.picture(photo, transfer.stylizer.measure(image), replace(options, norm="adain"))  # the first is slower
     rows = []
@@ -138,7 +138,7 @@ def compare(
             progress(i * len(methods) + j + 1, len(styles) * len(methods))
         rows.append(row)
     return Comparison(
-        to_pil(photo).convert("RGB"),
+        on_white(to_pil(photo)),
         [transfer.painting(style) for style in styles],
         [transfer.title(style) for style in styles],
         rows,
@@ -168,7 +168,7 @@ def _cell(
         target = transfer.stylizer.apply_code(features, wanted[-1])
         codes = [code_from_moments(moments(f)) for f in found]
         losses = (float(content_loss(found[-1], target)), float(style_loss(codes, wanted)))
-    return Cell(style, options.norm, to_pil(result).convert("RGB"), seconds, *losses)
+    return Cell(style, options.norm, on_white(to_pil(result)), seconds, *losses)
 
 
 # As a picture

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from styleapp.errors import ImageError, OptionError, unknown_name
-from styleapp.images import Picture, quantized, unit
+from styleapp.images import Picture, quantized, strips, unit
 from styleapp.models import StyleCode
 from styleapp.norms import Over, feather, wct_matrix
 from styleapp.options import NORM_EXAMPLES, NORM_NAMES
@@ -184,13 +184,15 @@ def weights_of(layers: Sequence[Layer], strength: Mask | None, w: Window) -> lis
 
 
 def colour_statistics(picture: Picture) -> tuple[Tensor, Tensor]:
-    """Mean (1, 3, 1) and covariance (1, 3, 3) of the colours, float64, read in strips."""
-    count, total, products = 0, torch.zeros(3, dtype=torch.float64), torch.zeros(3, 3, dtype=torch.float64)
-    for top in range(0, picture.size[0], 256):
-        x = unit(picture.pixels[:, :, top : top + 256]).flatten(2)[0].double()
-        count += x.shape[1]
-        total += x.sum(1)
-        products += x @ x.T
+    """Mean (1, 3, 1) and covariance (1, 3, 3) of the colours that show, float64, read in strips."""
+    count, total, products = 0.0, torch.zeros(3, dtype=torch.float64), torch.zeros(3, 3, dtype=torch.float64)
+    weight = picture.weight
+    for rows in strips(picture):
+        x = unit(picture.pixels[:, :, rows]).flatten(2)[0].double()
+        w = torch.ones_like(x[0]) if weight is None else unit(weight[:, :, rows]).flatten().double()
+        count += float(w.sum())
+        total += (x * w).sum(1)
+        products += (x * w) @ x.T
     mean = total / count
     return mean.view(1, 3, 1), (products / count - torch.outer(mean, mean))[None]
 
@@ -218,10 +220,12 @@ def match_histograms(picture: Picture, like: Picture) -> Picture:
 
     def cumulative(p: Picture) -> Tensor:
         counts = torch.zeros(3, bins, dtype=torch.float64)
-        for top in range(0, p.size[0], 256):
-            index = (unit(p.pixels[:, :, top : top + 256])[0].flatten(1) * (bins - 1)).round().long()
+        weight = p.weight
+        for rows in strips(p):
+            index = (unit(p.pixels[:, :, rows])[0].flatten(1) * (bins - 1)).round().long()
+            w = None if weight is None else unit(weight[:, :, rows]).flatten().double()
             for c in range(3):
-                counts[c] += torch.bincount(index[c], minlength=bins)
+                counts[c] += torch.bincount(index[c], w, minlength=bins)
         # the middle of each bin's share: a picture matched with itself stays as it is
         return (counts.cumsum(1) - counts / 2) / counts.sum(1, keepdim=True)
 
@@ -247,8 +251,7 @@ def _interpolate(at: Tensor, x: Tensor, y: Tensor) -> Tensor:
 def _by_strips(picture: Picture, change: object) -> Picture:
     assert callable(change)
     out = torch.empty_like(picture.pixels, memory_format=torch.channels_last)
-    for top in range(0, picture.size[0], 256):
-        rows = slice(top, top + 256)
+    for rows in strips(picture):
         out[:, :, rows] = quantized(change(picture.pixels[:, :, rows]), out.dtype)
     return replace(picture, pixels=out)
 

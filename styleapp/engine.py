@@ -22,7 +22,7 @@ from styleapp.controls import Layer, Mask, Matching, Window, weights_of
 from styleapp.errors import OptionError
 from styleapp.images import Picture, quantized, unit
 from styleapp.models import StyleCode, Stylizer, code_from_moments
-from styleapp.norms import Moments, efdm, merge, moments, normalize, pool_moments, wct_matrix
+from styleapp.norms import Moments, efdm, merge, moments, normalize, pool_moments, wct_matrix, weighted_moments
 from styleapp.tiles import Note, Plan, cells_of, each, halo_of, windows
 
 __all__ = ["Content", "brightness", "measure_content", "render"]
@@ -33,14 +33,16 @@ class Content:
     """What the first pass has found out about a photo.
 
     Attributes:
-        moments: of each channel over all positions.
+        moments: of each channel over all positions, each counting as much as shows of it (:attr:`Picture.weight`).
         covariance: of the channels, where it was asked for.
         features: all of them, where they are kept.
+        weight: what each of the features counts, where they are kept and do not count alike.
     """
 
     moments: Moments
     covariance: Tensor | None = None
     features: Tensor | None = field(default=None, repr=False)
+    weight: Tensor | None = field(default=None, repr=False)
 
 
 @torch.inference_mode()
@@ -58,6 +60,7 @@ def measure_content(
     cells = cells_of(picture.size)
     channels = stylizer.encoder.num_channels
     parts: list[Moments] = []
+    weights = _Weights(picture)
     second = torch.zeros(channels, channels, dtype=torch.float64) if matching.kind == "wct" else None
     whole: Tensor | None = None
 
@@ -70,10 +73,11 @@ def measure_content(
 
     def work(w: Window) -> None:
         features = _encode(stylizer, picture, w)
-        found = moments(features)
+        weight = weights(w, 8, features)
         if second is not None:
             flat = features[0].flatten(1).double()
-            second.add_((flat @ flat.T).cpu())
+            counted = flat if weight is None else flat * weight.flatten().to(flat)
+            second.add_((counted @ flat.T).cpu())
         nonlocal whole
         if plan.keep and w.size == cells:
             whole = features
@@ -81,7 +85,7 @@ def measure_content(
             if whole is None:  # a tile of everything did not fit
                 whole = store()
             whole[w.index] = features
-        parts.append(Moments(found.count, found.mean.double(), found.var.double()))
+        parts.extend(_moments(features, weight))
 
     each(windows(cells, plan.tile), work, note, plan.tidy_above, done)
     total = merge(*parts)
@@ -90,7 +94,8 @@ def measure_content(
         mean = total.mean.flatten().cpu()
         covariance = (second / total.count - torch.outer(mean, mean))[None].to(device)
     m = Moments(total.count, total.mean.float(), total.var.float())
-    return Content(m, covariance, whole)
+    everything = Window(0, 0, *cells)
+    return Content(m, covariance, whole, None if whole is None else weights(everything, 8, whole))
 
 
 @torch.inference_mode()
@@ -142,7 +147,7 @@ def render(
     if content is None:
         content = measure_content(stylizer, picture, plan, matching, note, done)
     halo = halo_of(stylizer.decoder.radius)
-    norms = _Norms(stylizer, layers, content, matching, cells)
+    norms = _Norms(stylizer, layers, content, matching, picture)
 
     def features_of(w: Window) -> Tensor:
         return _encode(stylizer, picture, w) if content.features is None else content.features[w.index]
@@ -158,8 +163,8 @@ def render(
             outer = w.grown(halo, cells)
             y = norms.decoded(features_of(outer), outer, shares_of(outer), until=name)
             scale = 8 // stylizer.decoder.strides[name]
-            found = moments(y[w.within(outer).scaled(scale, (scale * outer.size[0], scale * outer.size[1])).index])
-            parts.append(Moments(found.count, found.mean.double(), found.var.double()))
+            inner = y[w.within(outer).scaled(scale, (scale * outer.size[0], scale * outer.size[1])).index]
+            parts.extend(_moments(inner, norms.weights(w, stylizer.decoder.strides[name], inner)))
 
         each(windows(cells, tile), measure, note, plan.tidy_above, done)
         total = merge(*parts)
@@ -208,6 +213,29 @@ def _after_tile(picture: Picture, progress: Progress, total: int) -> Callable[[W
     return done
 
 
+class _Weights:
+    """What the features of a photo count: the opacity of the pixels that each stands for."""
+
+    def __init__(self, picture: Picture) -> None:
+        weight = picture.weight
+        self.mask = None if weight is None else Mask(weight)
+        self.size = picture.size
+
+    def __call__(self, w: Window, stride: int, features: Tensor) -> Tensor | None:
+        """(1, 1, h, w) for features of a window, ``stride`` pixels apart; None where all count alike."""
+        if self.mask is None:
+            return None
+        return _pooled(self.mask.window(w.scaled(8, self.size)), stride, features.shape[-2:]).to(features.device)
+
+
+def _moments(x: Tensor, weight: Tensor | None) -> list[Moments]:
+    """Of one part, to be merged, in float64; none where nothing of it counts."""
+    if weight is not None and not bool((weight > 0).any()):
+        return []
+    found = moments(x) if weight is None else weighted_moments(x, weight)
+    return [Moments(found.count, found.mean.double(), found.var.double())]
+
+
 class _Norms:
     """The norms of one request, and the decoder between them.
 
@@ -221,11 +249,12 @@ class _Norms:
         layers: Sequence[Layer],
         content: Content,
         matching: Matching,
-        cells: tuple[int, int],
+        picture: Picture,
     ) -> None:
         self.decoder = stylizer.decoder
         self.eps = stylizer.eps
-        self.cells = cells
+        self.cells = cells_of(picture.size)
+        self.weights = _Weights(picture)
         self.strides = stylizer.decoder.strides
         self.bottleneck, *self.inside = stylizer.norms
         styles = [layer.style for layer in layers]
@@ -252,7 +281,7 @@ class _Norms:
         def norm(name: str, y: Tensor) -> Tensor:
             if name not in self.settled:
                 assert w.size == self.cells, "moments of a part are not those of the whole"
-                self.settle(name, moments(y))
+                self.settle(name, *_moments(y, self.weights(w, self.strides[name], y)))
             return _blended(y, w, self.settled[name], shares, self.strides[name])
 
         target = _blended(x, w, self.settled[self.bottleneck], shares, 8)
@@ -281,10 +310,12 @@ def _transform(style: StyleCode | Tensor, content: Content, matching: Matching, 
     style = style.to(content.moments.mean.device)
     if matching.kind == "efdm":
         assert content.features is not None
-        matched = torch.empty_like(content.features)
-        for c in range(0, matched.shape[1], 64):
+        counts = slice(None) if content.weight is None else content.weight.flatten() > 0
+        flat = content.features.flatten(2).clone()
+        for c in range(0, flat.shape[1], 64):
             part = slice(c, c + 64)
-            matched[:, part] = efdm(content.features[:, part].float(), style[:, part].float()).to(matched.dtype)
+            flat[:, part, counts] = efdm(flat[:, part, counts].float(), style[:, part].float()).to(flat.dtype)
+        matched = flat.view_as(content.features)
         return lambda x, w: matched[w.index]
     assert content.covariance is not None
     flat = style.flatten(2).double()

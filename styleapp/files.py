@@ -19,7 +19,7 @@ import torch
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from styleapp.errors import ImageError, OptionError, StyleError
-from styleapp.images import MAX_PIXELS, Metadata, Picture, from_pil, srgb_profile, to_pil, unit
+from styleapp.images import MAX_PIXELS, Metadata, Picture, from_pil, on_white, srgb_profile, to_pil, unit
 
 __all__ = [
     "ANIMATED",
@@ -275,9 +275,8 @@ def save_picture(picture: Picture | Image.Image, path: Path, *, quality: int = 9
             return note
     image = to_pil(picture) if isinstance(picture, Picture) else picture
     if image.mode == "RGBA" and fmt not in _HOLDS_ALPHA:
-        white = Image.new("RGBA", image.size, "white")
         info = image.info
-        image = Image.alpha_composite(white, image).convert("RGB")
+        image = on_white(image)
         image.info = info
     with writing(path, image.width * image.height * len(image.getbands())) as temporary:
         image.save(temporary, format=fmt, **_save_options(image, fmt, quality))

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import functools
 import io
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageCms, ImageOps
 from torch import Tensor
+from torch.nn import functional as F
 
 from styleapp.errors import ImageError
 
@@ -23,10 +25,13 @@ __all__ = [
     "Metadata",
     "Picture",
     "check_pixels",
+    "filled",
     "from_pil",
     "header_metadata",
+    "on_white",
     "quantized",
     "srgb_profile",
+    "strips",
     "to_pil",
     "unit",
 ]
@@ -69,6 +74,18 @@ class Picture:
         """(height, width)."""
         return self.pixels.shape[-2], self.pixels.shape[-1]
 
+    @property
+    def weight(self) -> Tensor | None:
+        """What each pixel counts in statistics, (1, 1, H, W): its opacity. None where all count alike."""
+        if self.alpha is None:
+            return None
+        least, most = 1.0, 0.0
+        for rows in strips(self):
+            low, high = unit(self.alpha[:, :, rows]).aminmax()
+            least, most = min(least, float(low)), max(most, float(high))
+            self.forget()
+        return self.alpha if least < most else None
+
     def empty(self) -> Tensor:
         """Room for a result of this size and depth, where this picture is kept."""
         return torch.empty_like(self.pixels, memory_format=torch.channels_last)
@@ -94,6 +111,53 @@ def quantized(values: Tensor, dtype: torch.dtype) -> Tensor:
     if full is None:
         return values.float().clamp(0, 1)
     return (values.float() * full).round_().clamp_(0, full).to(dtype)
+
+
+def strips(picture: Picture, rows: int = 256) -> Iterator[slice]:
+    """Slices of so many rows, from top to bottom: not all of a large picture at once in float."""
+    return (slice(top, top + rows) for top in range(0, picture.size[0], rows))
+
+
+def filled(picture: Picture) -> Picture:
+    """The picture with the colours around in the place of what is hidden, that is, transparent altogether.
+
+    A file may hold any colour there, mostly black, which a network or a resampling would see. Each hidden pixel takes
+    the mean of what shows in its cell of 8x8 pixels; where nothing does, in the smallest larger cell of a pyramid.
+    """
+    weight, cell = picture.weight, 8
+    if weight is None:
+        return picture
+    colours, shares = [], []
+    for rows in strips(picture):
+        share = unit(weight[:, :, rows])
+        pooled = F.avg_pool2d(torch.cat([unit(picture.pixels[:, :, rows]) * share, share], 1), cell, ceil_mode=True)
+        colours.append(pooled[:, :3])
+        shares.append(pooled[:, 3:])
+        picture.forget()
+    cells = _extended(torch.cat(colours, 2), torch.cat(shares, 2))
+    out = picture.empty()
+    for rows in strips(picture):
+        pixels = picture.pixels[:, :, rows]
+        top, bottom = rows.start // cell, -(-min(rows.stop, picture.size[0]) // cell)
+        above = min(top, 1)  # so that the strips meet
+        around = cells[:, :, top - above : bottom + 1]
+        wide = F.interpolate(around, scale_factor=cell, mode="bilinear")[:, :, above * cell :]
+        hidden = unit(weight[:, :, rows]) == 0
+        fill = wide[..., : pixels.shape[-2], : pixels.shape[-1]]
+        out[:, :, rows] = quantized(torch.where(hidden, fill, unit(pixels)), out.dtype)
+        picture.forget()
+    return replace(picture, pixels=out)
+
+
+def _extended(colour: Tensor, share: Tensor) -> Tensor:
+    """colour / share, and where the share is 0 that of half the resolution: what is near comes first."""
+    known = share > 0
+    if bool(known.all()):
+        return colour / share
+    height, width = colour.shape[-2:]
+    half = ((height + 1) // 2, (width + 1) // 2)
+    coarse = _extended(F.adaptive_avg_pool2d(colour, half), F.adaptive_avg_pool2d(share, half))
+    return torch.where(known, colour / share, F.interpolate(coarse, (height, width), mode="bilinear"))
 
 
 def check_pixels(image: Image.Image, name: str, max_pixels: int) -> None:
@@ -223,6 +287,14 @@ def to_pil(picture: Picture) -> Image.Image:
     if picture.metadata.dpi:
         image.info["dpi"] = picture.metadata.dpi
     return image
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """RGB, with white where the image is transparent."""
+    if not image.has_transparency_data:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 @functools.cache

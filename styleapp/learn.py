@@ -10,6 +10,7 @@ import torch
 
 from styleapp.errors import OptionError, WeightsError
 from styleapp.files import read_image, save_picture
+from styleapp.images import filled
 from styleapp.models import StyleCode
 from styleapp.options import Options
 from styleapp.pipeline import StyleTransfer
@@ -63,8 +64,8 @@ def learn_style(
 
     learned = learn_code(
         network,
-        measured_at.rgb,
-        [picture.rgb for picture in pictures],
+        filled(measured_at).rgb,
+        [filled(picture).rgb for picture in pictures],
         steps=steps,
         size=size,
         progress=lambda step, loss: progress(step, steps),

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from styleapp.controls import (
@@ -33,11 +34,11 @@ from styleapp.controls import (
 from styleapp.engine import Content, brightness, measure_content, render
 from styleapp.errors import DeviceError, ImageError, OptionError, unknown_name
 from styleapp.files import Animation, read_image
-from styleapp.images import MAX_PIXELS, Picture, from_pil, quantized, to_pil, unit
+from styleapp.images import MAX_PIXELS, Picture, filled, from_pil, on_white, quantized, to_pil, unit
 from styleapp.large import LargePicture, is_large, read_large
 from styleapp.memory import available
 from styleapp.models import StyleCode, Stylizer, TransformerNet, code_from_moments
-from styleapp.norms import merge, moments
+from styleapp.norms import merge, moments, weighted_moments
 from styleapp.options import DEVICES, PRECISIONS, Options, parse_bytes
 from styleapp.tiles import Plan, make_plan
 from styleapp.weights import (
@@ -217,7 +218,7 @@ class StyleTransfer:
         """Whether several photos can go through the network as one batch."""
         first, count = photos[0], len(photos)
         plain = options.norm in ("adain", "cin") and options.color == "none" and options.alpha > 0
-        alike = all(p.pixels.shape == first.pixels.shape for p in photos)
+        alike = all(p.pixels.shape == first.pixels.shape and p.weight is None for p in photos)
         if count == 1 or not plain or not alike or options.tile not in ("auto", "off"):
             return False
         plan = self._plan(self.network(options.norm), first, options, keep=True, count=count)
@@ -364,6 +365,7 @@ class StyleTransfer:
             keep: its features too, where they fit into memory.
         """
         matching = parse_norm(options.norm, self.stylizer.encoder.num_channels)
+        photo = filled(photo)
         return measure_content(self.stylizer, photo, self._plan(self.stylizer, photo, options, keep=keep), matching)
 
     def prepare(self, style: Style, options: Options) -> Style:
@@ -397,6 +399,7 @@ class StyleTransfer:
         _check_side(picture, self.stylizer.min_size, "photo")
         if all(layer.alpha == 0 for layer in layers):
             return picture
+        picture = filled(picture)
         plan = self._plan(stylizer, picture, options, keep=content is None)
         if not stylizer.decoder.is_local and not plan.covers(picture.size):
             raise OptionError(
@@ -445,8 +448,12 @@ class StyleTransfer:
             painting = match_histograms(painting, photo)
         if matching.kind == "moments":
             return self.measure(painting, options.style_size, self.network(options.norm, [style]))
-        fitted = _scaled(painting, options.style_size, "style", self.stylizer.min_size, self.max_pixels)
-        return self.stylizer.encoder(fitted.rgb.to(self.device, memory_format=torch.channels_last))
+        image, weight = self._measured(painting, options.style_size, self.stylizer.min_size)
+        features: Tensor = self.stylizer.encoder(image)
+        if weight is None:
+            return features
+        shows = F.adaptive_avg_pool2d(weight, (features.shape[-2], features.shape[-1]))[0, 0] > 0
+        return features[..., shows].unsqueeze(2)
 
     def _painting(self, style: Style, options: Options, why: str) -> Picture:
         """The pixels of a style that is one painting."""
@@ -594,9 +601,15 @@ class StyleTransfer:
     def measure(self, painting: Picture, style_size: int = 512, network: Stylizer | None = None) -> StyleCode:
         """The code of a painting whose short side is scaled to ``style_size``, for the AdaIN or another network."""
         stylizer = network or self.stylizer
-        fitted = _scaled(painting, style_size, "style", stylizer.min_size, self.max_pixels)
-        _check_side(fitted, stylizer.min_size, "style")
-        return stylizer.measure(fitted.rgb.to(self.device, memory_format=torch.channels_last))
+        return stylizer.measure(*self._measured(painting, style_size, stylizer.min_size))
+
+    def _measured(self, painting: Picture, style_size: int, least: int) -> tuple[Tensor, Tensor | None]:
+        """A painting at its size, and what its pixels count: how far they show."""
+        fitted = filled(_scaled(painting, style_size, "style", least, self.max_pixels))
+        _check_side(fitted, least, "style")
+        weight = fitted.weight
+        image = fitted.rgb.to(self.device, memory_format=torch.channels_last)
+        return image, None if weight is None else unit(weight).to(self.device)
 
     @torch.inference_mode()
     def layer_codes(self, style: str, style_size: int = 512) -> list[StyleCode] | None:
@@ -614,15 +627,15 @@ class StyleTransfer:
 
     @torch.inference_mode()
     def _layer_codes(self, painting: Picture, style_size: int) -> list[StyleCode]:
-        fitted = _scaled(painting, style_size, "style", self.stylizer.min_size, self.max_pixels)
-        _check_side(fitted, self.stylizer.min_size, "style")
-        features = self.stylizer.encoder.features(fitted.rgb.to(self.device, memory_format=torch.channels_last))
-        return [code_from_moments(moments(f), self.stylizer.eps) for f in features]
+        image, weight = self._measured(painting, style_size, self.stylizer.min_size)
+        features = self.stylizer.encoder.features(image)
+        found = [moments(f) if weight is None else weighted_moments(f, weight) for f in features]
+        return [code_from_moments(m, self.stylizer.eps) for m in found]
 
     def painting(self, style: str) -> Image.Image | None:
         """What a style looks like; None for a named one, of which there is only a code."""
         named = style in self.gallery.styles or style in self.instance_styles
-        return None if named else to_pil(self._read(style, "style")).convert("RGB")
+        return None if named else on_white(to_pil(self._read(style, "style")))
 
     def title(self, style: str) -> str:
         """A named style with its title and artist, or the name of the file."""
@@ -643,9 +656,12 @@ class StyleTransfer:
 
 def _digest(picture: Picture) -> bytes:
     """What identifies the content of a picture."""
-    pixels = picture.pixels.permute(0, 2, 3, 1).contiguous()
-    digest = hashlib.blake2b(repr((pixels.dtype, pixels.shape)).encode(), digest_size=16)
-    digest.update(pixels.view(torch.uint8).numpy().data)
+    digest = hashlib.blake2b(digest_size=16)
+    for values in (picture.pixels, picture.weight):
+        if values is not None:
+            whole = values.permute(0, 2, 3, 1).contiguous()
+            digest.update(repr((whole.dtype, whole.shape)).encode())
+            digest.update(whole.view(torch.uint8).numpy().data)
     return digest.digest()
 
 
@@ -733,6 +749,7 @@ def _scaled(picture: Picture, short_side: int, role: str, least: int, max_pixels
         raise ImageError(f"{role} of {width}x{height} at a short side of {short_side} would be {size[1]}x{size[0]}, "
                          f"more than the {max_pixels / 1e6:g} megapixels allowed")  # fmt: skip
 
+    picture = filled(picture)  # hidden colours would show at the edges
     alpha = None if picture.alpha is None else _resized(picture.alpha, size)
     return replace(picture, pixels=_resized(picture.pixels, size), alpha=alpha)
 

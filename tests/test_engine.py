@@ -10,7 +10,7 @@ from styleapp import tiles
 from styleapp.controls import Layer, Mask, Matching
 from styleapp.engine import measure_content, render
 from styleapp.errors import OptionError
-from styleapp.images import Picture
+from styleapp.images import Picture, filled
 from styleapp.models import Decoder, Encoder, StyleCode, Stylizer, code_from_moments
 from styleapp.norms import moments
 from styleapp.pipeline import StyleTransfer
@@ -32,6 +32,13 @@ MATCHINGS = [
     Matching("wct"),
     Matching("efdm"),
 ]
+
+
+def cutout(p: Picture) -> Picture:
+    """With a soft disc of opacity around the middle, and black where nothing shows."""
+    y, x = torch.meshgrid(*(torch.linspace(-1, 1, side) for side in p.size), indexing="ij")
+    alpha = ((0.7 - torch.hypot(x, y)) * 5).clamp(0, 1)[None, None]
+    return filled(Picture(torch.where(alpha > 0, p.pixels, 0.0), (alpha * 255).round().to(torch.uint8)))
 
 
 def picture(height: int, width: int, seed: int = 0) -> Picture:
@@ -124,9 +131,12 @@ def test_radius_of_the_decoder():
     softness=st.sampled_from([0.0, 3.0]),
     strength=st.booleans(),
     luma=st.booleans(),
+    transparency=st.booleans(),
 )
-def test_tiled_equals_untiled(height, width, tile, keep, matching, alpha, masks, softness, strength, luma):
-    p = picture(height, width)
+def test_tiled_equals_untiled(
+    height, width, tile, keep, matching, alpha, masks, softness, strength, luma, transparency
+):
+    p = cutout(picture(height, width)) if transparency else picture(height, width)
     wants_features = matching.kind != "moments"
     styles = [style(i) if wants_features else code(i) for i in range(3)]
     layers = [Layer(styles[0], alpha)]
@@ -384,9 +394,10 @@ def test_conditional_in_one_tile_is_the_plain_network():
     alpha=st.sampled_from([1.0, 0.5]),
     masks=st.integers(0, 2),
     strength=st.booleans(),
+    transparency=st.booleans(),
 )
-def test_conditional_tiled_equals_untiled(height, width, tile, keep, alpha, masks, strength):
-    p = picture(height, width)
+def test_conditional_tiled_equals_untiled(height, width, tile, keep, alpha, masks, strength, transparency):
+    p = cutout(picture(height, width)) if transparency else picture(height, width)
     layers = [Layer(long_code(0), alpha)]
     for i in range(masks):
         mask = torch.zeros(1, 1, height, width, dtype=torch.uint8)

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from styleapp.batch.journal import JOURNAL, read_journal
 from styleapp.errors import ImageError
 from styleapp.files import atomic_path, check_output, save_picture
+from styleapp.images import on_white
 
 __all__ = ["contact_sheet"]
 
@@ -53,7 +54,7 @@ def _thumbnail(path: Path) -> Image.Image | None:
     try:
         with Image.open(path) as image:
             image.thumbnail((SIDE, SIDE))
-            return image.convert("RGB")
+            return on_white(image)
     except (OSError, ValueError):
         return None  # moved or removed since
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from styleapp.models.decoder import Decoder
 from styleapp.models.vgg import Encoder
-from styleapp.norms import EPS, Moments, moments, normalize
+from styleapp.norms import EPS, Moments, moments, normalize, weighted_moments
 
 __all__ = ["StyleCode", "Stylizer", "code_from_moments"]
 
@@ -121,8 +121,12 @@ class Stylizer(nn.Module):
         """The shortest side that reflection padding can handle at the deepest layer."""
         return int(2 * self.encoder.scale)
 
-    def measure(self, image: Tensor) -> StyleCode:
+    def measure(self, image: Tensor, weight: Tensor | None = None) -> StyleCode:
         """The code of a painting: standard deviation and mean at each norm, (N, C, 1, 1).
+
+        Args:
+            image: (N, 3, H, W).
+            weight: (1, 1, H, W), what each pixel counts; None where all count alike.
 
         At the norms inside the decoder, of what the decoder makes of the painting itself: with this code every
         norm is the identity on the painting. The start of a learned code.
@@ -130,7 +134,8 @@ class Stylizer(nn.Module):
         codes: list[StyleCode] = []
 
         def listen(name: str, x: Tensor) -> Tensor:
-            codes.append(code_from_moments(moments(x), self.eps))
+            found = moments(x) if weight is None else weighted_moments(x, weight)
+            codes.append(code_from_moments(found, self.eps))
             return x
 
         features = listen("", self.encoder(image))

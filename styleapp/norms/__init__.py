@@ -38,7 +38,7 @@ from styleapp.norms.mixed import (
     IBNb,
     SwitchableNorm,
 )
-from styleapp.norms.moments import Moments, merge, moments
+from styleapp.norms.moments import Moments, merge, moments, weighted_moments
 from styleapp.norms.named import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, LayerNorm2d, RMSNorm, SyncBatchNorm
 from styleapp.norms.norm import OVER, Norm, Over, pool_moments, statistics
 from styleapp.norms.population import (
@@ -117,5 +117,6 @@ __all__ = [
     "unshuffle_batch",
     "wct",
     "wct_matrix",
+    "weighted_moments",
     "z_score",
 ]

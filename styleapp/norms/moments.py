@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-__all__ = ["Moments", "merge", "moments"]
+__all__ = ["Moments", "merge", "moments", "weighted_moments"]
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,12 @@ class Moments:
     """Count, mean and biased variance of some elements of a tensor.
 
     Attributes:
-        count: how many elements each mean was taken over.
+        count: how many elements each mean was taken over, or the sum of their weights.
         mean: E[x], float32 or float64, in a shape that broadcasts against the tensor it came from.
         var: E[(x - E[x])²], same shape; divided by ``count``, not by ``count - 1``.
     """
 
-    count: int
+    count: float
     mean: Tensor
     var: Tensor
 
@@ -51,6 +52,31 @@ def moments(x: Tensor, over: Sequence[int] = (2, 3)) -> Moments:
         raise ValueError(f"moments need at least one element, got shape {tuple(x.shape)} over {over}")
     mean, var = _MeanVar.apply(x, over)
     return Moments(count, mean, var)
+
+
+def weighted_moments(x: Tensor, weight: Tensor) -> Moments:
+    """Moments over H and W in which each position counts as much as its weight.
+
+        n = Σ w,  μ = Σ w x / n,  σ² = Σ w (x - μ)² / n
+
+    With weights of 0 and 1 they are the moments of the positions that have 1; :func:`merge` takes them as any others.
+
+    Args:
+        x: (N, C, H, W).
+        weight: (1, 1, H', W'), 0 or more; averaged down to (H, W) where it is finer.
+
+    Raises:
+        ValueError: if no weight is above 0.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    weight = F.adaptive_avg_pool2d(weight.to(x.device, wide), (x.shape[-2], x.shape[-1]))
+    count = weight.double().sum()
+    if not count > 0:
+        raise ValueError("weighted moments need a weight above 0")
+    share = (weight / count).to(wide)
+    mean = (x * share).sum((2, 3), keepdim=True)
+    var = ((x - mean).square() * share).sum((2, 3), keepdim=True)
+    return Moments(float(count), mean, var)
 
 
 class _MeanVar(torch.autograd.Function):

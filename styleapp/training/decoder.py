@@ -99,7 +99,7 @@ class _Run(Run):
     def losses(self) -> Losses:
         """Of random crops, each photo in the styles of ``pairs`` paintings."""
         o = self.options
-        photo = self.photos.crops(o.batch_size, o.size, (0.6, 1.0)).to(memory_format=torch.channels_last)
+        photo = self.photos.crops(o.batch_size, o.size, (0.3, 1.0)).to(memory_format=torch.channels_last)
         painting = self._crops_of_paintings().to(memory_format=torch.channels_last)
         count = o.batch_size * o.pairs
         identity = torch.rand(count, 1, 1, 1) < o.identity_share
@@ -115,7 +115,7 @@ class _Run(Run):
         o, pool = self.options, self.paintings
         drawn = int((torch.rand(o.batch_size) < o.pattern_share).sum())
         crops = (
-            colour_augmentation(pool.crops(o.batch_size - drawn, o.size, (0.4, 1.0))) if drawn < o.batch_size else None
+            colour_augmentation(pool.crops(o.batch_size - drawn, o.size, (0.3, 1.0))) if drawn < o.batch_size else None
         )
         parts = [] if crops is None else [crops]
         return torch.cat([*parts, patterns(drawn, o.size, self.device)] if drawn else parts)

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from styleapp.controls import parse_norm
 from styleapp.errors import OptionError
+from styleapp.images import filled
 from styleapp.norms import moments, normalize, pool_moments
 from styleapp.options import Options
 from styleapp.web.fields import photo_field, style_field
@@ -95,7 +96,7 @@ def lab_tab(service: Service) -> None:
                 raise OptionError("choose a photo and a style")
             transfer = service.transfer
             picture = transfer.fit(photo, Options(size=256))
-            features = transfer.stylizer.encoder(picture.rgb.to(transfer.device))
+            features = transfer.stylizer.encoder(filled(picture).rgb.to(transfer.device))
             code = transfer.code(style, service.stroke).to(transfer.device)
             channels = features.shape[1]
             groups = {"gn": next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0)}.get(norm)

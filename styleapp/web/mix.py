@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from styleapp.images import on_white
 from styleapp.options import Options
 from styleapp.web.fields import cancels, photo_field, previews, style_field
 from styleapp.web.service import Service
@@ -110,7 +111,7 @@ def mix_tab(service: Service) -> None:
                 progress((row * STEPS + column + 1) / STEPS**2, desc="All mixes")
                 edge = min(after.size)
                 left, top = (after.width - edge) // 2, (after.height - edge) // 2
-                cell = after.convert("RGB").crop((left, top, left + edge, top + edge)).resize((CELL, CELL))
+                cell = on_white(after).crop((left, top, left + edge, top + edge)).resize((CELL, CELL))
                 sheet.paste(cell, (column * CELL, row * CELL))
         return sheet
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from styleapp.errors import OptionError
-from styleapp.images import from_pil
+from styleapp.images import from_pil, on_white
 from styleapp.options import Options
 from styleapp.pipeline import Region
 from styleapp.web.fields import cancels, previews, style_field, upload
@@ -145,7 +145,7 @@ class _Handlers:
             "progress": lambda share: progress(share, desc="Stylizing"),
         }
         with self.service.turn("regions", mask, **told_share) as watch:
-            picture = from_pil(photo.convert("RGB"), self.service.transfer.max_pixels)
+            picture = from_pil(on_white(photo), self.service.transfer.max_pixels)
             result = self.service.transfer.picture(picture, rest or None, options, regions=chosen, progress=watch)
         return self.service.pair(photo, shown(result)), f"{photo.width} × {photo.height} px"
 
@@ -166,9 +166,7 @@ class _Handlers:
             norm=self._network(chosen, rest),
         )
         with self.service.turn("preview", mask):
-            picture = self.service.transfer.fit(
-                from_pil(photo.convert("RGB"), self.service.transfer.max_pixels), options
-            )
+            picture = self.service.transfer.fit(from_pil(on_white(photo), self.service.transfer.max_pixels), options)
             result = self.service.transfer.picture(picture, rest or None, options, regions=chosen)
         return self.service.pair(shown(picture), shown(result)), "Preview. Press Stylize regions for the full size."
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from styleapp.errors import OptionError, StyleError, unknown_name
 from styleapp.files import save_picture
-from styleapp.images import Metadata, Picture, from_pil, to_pil
+from styleapp.images import Metadata, Picture, from_pil, on_white, to_pil
 from styleapp.memory import release_freed_memory, resident
 from styleapp.options import Options
 from styleapp.pipeline import Style, StyleTransfer
@@ -254,7 +254,7 @@ class Service:
                 paths.append(picture)
                 continue
             path = folder / f"{name}.png"
-            picture.convert("RGB").save(path, compress_level=1)
+            on_white(picture).save(path, compress_level=1)
             paths.append(str(path))
         return paths[0], paths[1]
 
@@ -325,8 +325,8 @@ def told(*files: str | None) -> Iterator[None]:
 
 
 def shown(picture: Picture) -> Image.Image:
-    """In 8 bits RGB, as a page can show it."""
-    return to_pil(picture).convert("RGB")
+    """In 8 bits RGB, on white, as a page can show it."""
+    return on_white(to_pil(picture))
 
 
 def caption(style: BuiltInStyle) -> str:

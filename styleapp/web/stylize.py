@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from styleapp.images import on_white
 from styleapp.options import COLOURS, Options
 from styleapp.web.fields import cancels, photo_field, previews, stroke_field, style_field, upload
 from styleapp.web.service import FORMATS, Service, settings_of, told
@@ -175,7 +176,7 @@ class _Handlers:
 
     def show(self, earlier: list[Any], event: gr.SelectData) -> tuple[Any, str]:
         with Image.open(earlier[event.index][0]) as image:
-            chosen = image.convert("RGB")
+            chosen = on_white(image)
         return (chosen, chosen), "An earlier result of this visit."
 
     def other_format(self, made: tuple[str, dict[str, Any]] | None, fmt: str) -> Any:

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from styleapp.norms import Moments, merge, moments
+from styleapp.norms import Moments, merge, moments, weighted_moments
 
 
 @given(
@@ -86,3 +86,50 @@ def test_merge_of_one_is_itself_and_of_none_an_error():
     assert merge(m) is m
     with pytest.raises(ValueError, match="at least one part"):
         merge()
+
+
+class TestWeights:
+    def test_zeros_and_ones_choose(self):
+        x = torch.randn(2, 3, 7, 9)
+        weight = (torch.rand(1, 1, 7, 9) < 0.4).float()
+        found, wanted = weighted_moments(x, weight), moments(x[..., weight[0, 0] > 0].unsqueeze(2))
+        assert found.count == wanted.count
+        torch.testing.assert_close(found.mean, wanted.mean)
+        torch.testing.assert_close(found.var, wanted.var)
+
+    @given(st.floats(-100, 100), st.integers(0, 99))
+    def test_equals_numpy_in_float64(self, offset, seed):
+        torch.manual_seed(seed)
+        x, weight = torch.randn(2, 3, 6, 5) + offset, torch.rand(1, 1, 6, 5)
+        found = weighted_moments(x, weight)
+        wide, w = x.double().numpy(), np.broadcast_to(weight.double().numpy(), x.shape)
+        mean = np.average(wide, (2, 3), w)[..., None, None]
+        np.testing.assert_allclose(found.mean, mean, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(found.var, np.average((wide - mean) ** 2, (2, 3), w)[..., None, None], rtol=1e-4)
+
+    def test_one_weight_for_all_is_none(self):
+        x = torch.randn(1, 4, 8, 8, dtype=torch.bfloat16)
+        found = weighted_moments(x, torch.full((1, 1, 8, 8), 0.25))
+        torch.testing.assert_close((found.mean, found.var), (moments(x).mean, moments(x).var))
+        assert found.count == 16 and found.mean.dtype == torch.float32
+
+    def test_parts_merge(self):
+        x, weight = torch.randn(1, 3, 12, 10, dtype=torch.float64), torch.rand(1, 1, 12, 10, dtype=torch.float64)
+        parts = [weighted_moments(x[..., rows, :], weight[..., rows, :]) for rows in (slice(0, 5), slice(5, 12))]
+        found, wanted = merge(*parts), weighted_moments(x, weight)
+        assert found.count == pytest.approx(wanted.count)
+        torch.testing.assert_close((found.mean, found.var), (wanted.mean, wanted.var))
+
+    def test_finer_weights_are_averaged(self):
+        x, weight = torch.randn(1, 3, 4, 4), torch.rand(1, 1, 8, 8)
+        coarse = weight.view(1, 1, 4, 2, 4, 2).mean((3, 5))
+        torch.testing.assert_close(weighted_moments(x, weight).var, weighted_moments(x, coarse).var)
+
+    def test_gradient(self):
+        x = torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
+        weight = torch.rand(1, 1, 3, 4, dtype=torch.float64)
+        assert torch.autograd.gradcheck(lambda t: weighted_moments(t, weight).var, (x,))
+
+    def test_nothing_that_counts(self):
+        with pytest.raises(ValueError, match="a weight above 0"):
+            weighted_moments(torch.randn(1, 2, 4, 4), torch.zeros(1, 1, 4, 4))

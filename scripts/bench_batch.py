@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     keep_freed_memory()
-    settings = Settings(Options(), args.device)
+    settings = Settings(Options(norm="adain"), args.device)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         (root / "in").mkdir()

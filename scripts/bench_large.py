@@ -35,7 +35,7 @@ def main() -> None:
         for height, width, budget in CASES:  # the largest last: the system keeps the peak of all children together
             photo, out = Path(folder) / "photo.jpg", Path(folder) / "out.jpg"
             done = subprocess.run([sys.executable, __file__, "scene", str(height), str(width), str(photo)], check=True)
-            command = f"styleapp stylize photo.jpg --style great-wave --max-memory {budget} -o out.jpg"
+            command = f"styleapp stylize photo.jpg --style great-wave --norm adain --max-memory {budget} -o out.jpg"
             child = [sys.executable, "-m", *command.split(), "--overwrite", "--json"]
             child[child.index("photo.jpg")], child[child.index("out.jpg")] = str(photo), str(out)
             script = (

@@ -27,7 +27,7 @@ __all__ = [
 DEVICES = ("auto", "cpu", "cuda", "cuda:0")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 COLOURS = ("none", "luma", "coral", "histogram", "palette")
-NORM_NAMES = ("adain", "cin", "in", "adaln", "adabn", "efdm", "wct", "adagn", "decoder")
+NORM_NAMES = ("auto", "adain", "cin", "in", "adaln", "adabn", "efdm", "wct", "adagn", "decoder")
 NORM_EXAMPLES = (*NORM_NAMES[:-2], "adagn:32", "decoder:bn")
 
 
@@ -54,12 +54,13 @@ class Options:
         alpha: strength of the style, 0 (the photo) to 1.
         size: short side of the result in pixels, 0 for that of the photo.
         style_size: short side at which the painting is measured: larger means broader strokes.
-        norm: which statistics of the photo become those of the painting: adain (each channel's), adaln (all
-            channels'), adagn:G (those of G groups), adabn (each channel's over a batch, which for one photo is
-            adain), wct (the covariance too), efdm (every value); the last two need a painting, not a built-in style.
-            Or another network: cin (learned codes, at every layer of the decoder), in (one network for one style),
-            decoder:NORM (adain with a small decoder that has none, bn, in, ln, gn or switchable norms inside, which
-            is worse: for comparisons).
+        norm: auto (cin for styles that its network has learned, where nothing is asked that needs the painting or
+            another stroke size; else adain), or which statistics of the photo become those of the painting: adain
+            (each channel's), adaln (all channels'), adagn:G (those of G groups), adabn (each channel's over a batch,
+            which for one photo is adain), wct (the covariance too), efdm (every value); the last two need a painting,
+            not a built-in style. Or another network: cin (learned codes, at every layer of the decoder), in (one
+            network for one style), decoder:NORM (adain with a small decoder that has none, bn, in, ln, gn or
+            switchable norms inside, which is worse: for comparisons).
         color: none (the painting's), luma (the photo's colours, stylized brightness), coral or histogram (the
             painting is recoloured to the photo before it is measured), palette (the painting's colours alone, on the
             photo as it is).
@@ -72,7 +73,7 @@ class Options:
     alpha: float = 1.0
     size: int = 0
     style_size: int = 512
-    norm: str = "adain"
+    norm: str = "auto"
     color: str = "none"
     tile: str = "auto"
     max_memory: str = ""

@@ -186,10 +186,12 @@ class StyleTransfer:
             own = colour_statistics(photo)
             blend = [a + options.alpha * (b - a) for a, b in zip(own, wanted, strict=True)]
             return match_colours(photo, (blend[0], blend[1]))
+        styles = [s for s in (style, *(r[1] for r in regions)) if s is not None]
+        options = self.settled(options, styles)
         if options.norm == "in" and not regions and self._is_transformer(style):
             return self._transformed(photo, str(style), options, alpha_map, note)
         matching = parse_norm(options.norm, self.stylizer.encoder.num_channels)
-        stylizer = self.network(options.norm, [s for s in (style, *(r[1] for r in regions)) if s is not None])
+        stylizer = self.network(options.norm, styles)
         layers = [] if style is None else [Layer(self._target(style, options, matching, photo), options.alpha)]
         for mask, of_region, alpha in regions:
             if not 0 <= alpha <= 1:
@@ -210,8 +212,9 @@ class StyleTransfer:
         Photos of equal size go through the network at once, which keeps a GPU busy, where they fit into memory and
         the options ask for nothing that looks at one photo alone; others one after another.
         """
-        if self.fits_at_once(photos, options):
-            return self._at_once(self.network(options.norm), photos, styles, options)
+        settled = {self.settled(options, [style]) for style in styles}
+        if len(settled) == 1 and self.fits_at_once(photos, one := settled.pop()):
+            return self._at_once(self.network(one.norm), photos, styles, one)
         return [self.picture(photo, style, options) for photo, style in zip(photos, styles, strict=True)]
 
     def fits_at_once(self, photos: Sequence[Picture], options: Options) -> bool:
@@ -235,6 +238,33 @@ class StyleTransfer:
         result = stylizer(unit(image).contiguous(memory_format=torch.channels_last), code, options.alpha)
         pixels = quantized(result, photos[0].pixels.dtype)
         return [replace(p, pixels=q) for p, q in zip(photos, pixels.cpu().split(1), strict=True)]
+
+    def settled(self, options: Options, styles: Sequence[Style]) -> Options:
+        """The options with the norm that "auto" stands for where all these styles meet in one picture."""
+        if options.norm != "auto":
+            return options
+        plain = options.color in ("none", "luma") and options.style_size == Options().style_size
+        learned = plain and bool(styles) and all(self._has_learned(style) for style in styles)
+        return replace(options, norm="cin" if learned else "adain")
+
+    def _has_learned(self, style: Style) -> bool:
+        """Whether the CIN network has a code of its own for a style, or for all of a mix."""
+        if not self.has(CIN):
+            return False
+        if isinstance(style, StyleCode):
+            return style.num_channels == self.conditional(CIN).stylizer.code_channels
+        if isinstance(style, Mapping):
+            style = list(style.items())
+        if isinstance(style, Sequence) and not isinstance(style, (str, bytes)):
+            return all(self._has_learned(part) for part, weight in style if weight)
+        return isinstance(style, str) and style in self.learned_styles
+
+    @property
+    def learned_styles(self) -> set[str]:
+        """The names of the styles that the CIN network has learned."""
+        if not self.has(CIN):
+            return set()
+        return set(self.conditional(CIN).codes) | set(self.gallery.learned)
 
     def network(self, norm: str, styles: Sequence[Style] = ()) -> Stylizer:
         """The network that a norm needs: that of AdaIN with its kin, of CIN, of IN for one style, or a small one.
@@ -345,6 +375,7 @@ class StyleTransfer:
         Raises:
             OptionError: for wct and efdm, which match more than moments, and for palette, which matches colours.
         """
+        options = replace(options, norm="adain") if options.norm == "auto" else options
         matching = parse_norm(options.norm, self.stylizer.encoder.num_channels)
         several = options.norm in ("cin", "in")  # norms, each with moments of its own to be shared
         if several or matching.kind != "moments" or options.color in ("coral", "histogram", "palette"):
@@ -369,7 +400,15 @@ class StyleTransfer:
         return measure_content(self.stylizer, photo, self._plan(self.stylizer, photo, options, keep=keep), matching)
 
     def prepare(self, style: Style, options: Options) -> Style:
-        """The style as what is quickest to use many times: its code, where that is all that is needed of it."""
+        """The style as what is quickest to use many times: its code, where that is all that is needed of it.
+
+        One that was learned stays a name: "auto" takes it for AdaIN where it meets one that was not.
+        """
+        if options.norm == "auto":
+            options = self.settled(options, [style])
+            if options.norm == "cin":
+                self.code(style, options.style_size, "cin")  # what is wrong with it is told now
+                return style
         matching = parse_norm(options.norm, self.stylizer.encoder.num_channels)
         if options.norm == "in":
             if not self._is_transformer(style):
@@ -406,6 +445,8 @@ class StyleTransfer:
                 "a decoder with norms inside that look at the whole picture works in one piece; --size makes it "
                 "smaller, --max-memory allows more"
             )
+        if stylizer.conditional and not plan.covers(picture.size):
+            note(f"in tiles the norm {options.norm} goes over the photo {1 + len(stylizer.norms)} times; adain, twice")
         luma = options.color == "luma"
         return render(
             stylizer,
@@ -554,8 +595,9 @@ class StyleTransfer:
     def checksum_of(self, norm: str) -> str:
         """What identifies the network of a norm."""
         name, _, inside = norm.partition(":")
-        prefix = {"cin": CIN, "in": IN, "decoder": ABLATION + inside}.get(name, DECODER)
-        return " ".join(e.sha256 for n, e in self._files.entries.items() if n.startswith(prefix))
+        several = {"cin": (CIN,), "in": (IN,), "decoder": (ABLATION + inside,), "auto": (CIN, DECODER)}
+        prefixes = several.get(name, (DECODER,))
+        return " ".join(e.sha256 for n, e in self._files.entries.items() if n.startswith(prefixes))
 
     def save_style(
         self,

@@ -116,7 +116,7 @@ def stylize_frames(
     Raises:
         OptionError: for what an animation does not take, see :meth:`StyleTransfer.animate`.
     """
-    check_options(transfer, options)
+    options = check_options(transfer, options)
     code = transfer.code(style, options.style_size, options.norm).to(transfer.device)
     count = batch_size or (8 if transfer.device.type == "cuda" else 1)
     source = iter(frames)
@@ -154,15 +154,18 @@ def _at_once(
     return [replace(photo, pixels=p) for photo, p in zip(photos, pixels.split(1), strict=True)]
 
 
-def check_options(transfer: StyleTransfer, options: Options) -> None:
-    """Refuse what looks at one picture alone.
+def check_options(transfer: StyleTransfer, options: Options) -> Options:
+    """Refuse what looks at one picture alone; the norm "auto" is adain for a film.
 
     Raises:
         OptionError: for norms with more than one set of moments, and for colours that are matched to each frame.
     """
+    if options.norm == "auto":
+        options = replace(options, norm="adain")
     matching = parse_norm(options.norm, transfer.stylizer.encoder.num_channels)
     if matching.kind != "moments" or options.norm in ("cin", "in") or options.color not in ("none", "luma"):
         raise OptionError("a film takes the norms adain, adaln, adabn and adagn, and the colors none and luma")
+    return options
 
 
 def stylize_video(
@@ -205,7 +208,7 @@ def stylize_video(
     check_output(target.with_suffix(".png").with_name(f"{target.name}.png"), overwrite=True)  # the folder
     if not source.is_file():
         raise ImageError(f"{source}: no such file")
-    check_options(transfer, options)
+    options = check_options(transfer, options)
     work = target.with_name(f".styleapp-{target.name}")
     try:
         return _in_segments(

@@ -38,6 +38,13 @@ def test_json(run, photo):
     assert record["styles"] == {"great-wave": 1.0} and record["seconds"]["stylize"] > 0
 
 
+def test_the_norm_that_was_taken_is_told(run, photo):
+    for more, norm in (((), "cin"), (SIZE, "adain"), (("--norm", "adagn:4", *SIZE), "adagn:4")):
+        args = ("stylize", photo, "-s", "great-wave", "-o", "a.png", "--overwrite", *more)
+        assert run(*args)[1].rstrip().endswith(f"norm {norm}")
+        assert json.loads(run(*args, "--json")[1])["norm"] == norm
+
+
 def test_weights_of_styles(run, photo):
     run("stylize", photo, "-s", "great-wave", "-o", "a.png", *SIZE)
     run("stylize", photo, "-s", "great-wave", "-s", "wheat-field", "--weights", "1,0", "-o", "b.png", *SIZE)

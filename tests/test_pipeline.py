@@ -1,7 +1,9 @@
 import functools
+import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ from conftest import noise
 from PIL import Image
 
 from styleapp.errors import DeviceError, ImageError, OptionError
-from styleapp.files import read_image
+from styleapp.files import Animation, read_image
+from styleapp.images import from_pil
+from styleapp.options import Options
 from styleapp.pipeline import StyleTransfer, find_device, find_precision
 
 SIZE = {"style_size": 64}
@@ -185,3 +189,81 @@ def test_shipped_network_on_a_real_photo():
     assert np.corrcoef(*grey)[0, 1] > 0.5
     assert array(result)[..., 2].mean() > array(photo)[..., 2].mean()  # bluer than a ginger cat
     assert array(result).std() > 20
+
+
+class TestAuto:
+    """The norm that is taken where none is asked for: cin for what is learned, adain for the rest."""
+
+    def same(self, transfer, photo, style, norm, **options) -> bool:
+        found, wanted = (transfer.stylize(photo, style, **options, **more) for more in ({}, {"norm": norm}))
+        if isinstance(style, str):
+            other = transfer.stylize(photo, style, norm="cin" if norm == "adain" else "adain", style_size=64)
+            assert not np.array_equal(array(wanted), array(other)), "the norms must differ for this to say anything"
+        return np.array_equal(array(found), array(wanted))
+
+    @pytest.fixture
+    def painting(self) -> Image.Image:
+        return noise(70, 90, seed=5)
+
+    def test_learned_styles_and_their_mixes(self, transfer, photo):
+        assert self.same(transfer, photo, "great-wave", "cin", alpha=0.8)
+        assert self.same(transfer, photo, {"great-wave": 0.4, "the-visit": 0.6}, "cin")
+
+    def test_paintings_and_mixes_with_them(self, transfer, photo, painting):
+        assert self.same(transfer, photo, painting, "adain")
+        assert self.same(transfer, photo, [("great-wave", 0.4), (painting, 0.6)], "adain", style_size=64)
+        assert transfer.settled(Options(), [[("great-wave", 1.0), (painting, 0.0)]]).norm == "cin"
+
+    def test_what_a_learned_code_cannot_do(self, transfer):
+        assert transfer.settled(Options(), ["great-wave"]).norm == "cin"
+        for options in ({"style_size": 64}, {"color": "coral"}, {"color": "palette"}):
+            assert transfer.settled(Options(**options), ["great-wave"]).norm == "adain"
+        assert transfer.settled(Options(norm="wct"), ["great-wave"]).norm == "wct"
+        assert transfer.settled(Options(color="luma"), ["great-wave"]).norm == "cin"
+
+    def test_codes_are_of_the_network_that_they_fit(self, transfer, photo):
+        for norm in ("cin", "adain"):
+            code = transfer.code("great-wave", 64, norm)
+            assert transfer.settled(Options(), [code]).norm == norm
+            transfer.stylize(photo, code)
+
+    def test_regions_share_one_network(self, transfer, photo, painting):
+        half = noise(40, 56).convert("L")
+        learned = transfer.prepare("great-wave", Options())
+        assert self.same(transfer, photo, learned, "cin", regions=[(half, transfer.prepare("the-visit", Options()), 1)])
+        size = {"style_size": 64}
+        code = transfer.prepare(painting, Options(**size))
+        found, wanted = (
+            transfer.stylize(photo, learned, regions=[(half, code, 1)], **size, **norm)
+            for norm in ({}, {"norm": "adain"})
+        )
+        assert np.array_equal(array(found), array(wanted))
+
+    def test_photos_together_each_go_their_own_way(self, transfer, painting):
+        photos = [from_pil(noise(40, 48, seed=i)) for i in range(3)]
+        styles = ["great-wave", painting, "the-visit"]
+        found = transfer.pictures(photos, styles, Options())
+        for one, photo, style in zip(found, photos, styles, strict=True):
+            assert torch.equal(one.pixels, transfer.picture(photo, style, Options()).pixels)
+
+    def test_animations_go_through_adain(self, transfer):
+        film = Animation([from_pil(noise(40, 48, seed=i)) for i in range(2)], [50, 50], 0)
+        options = Options(style_size=64)
+        found, wanted = (
+            transfer.animate(film, "great-wave", o).frames for o in (options, replace(options, norm="adain"))
+        )
+        assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(found, wanted, strict=True))
+
+    def test_without_a_cin_network(self, weights, tmp_path, photo):
+        shutil.copytree(weights, tmp_path / "w")
+        manifest = json.loads((tmp_path / "w" / "manifest.json").read_text())
+        del manifest["files"]["cin"]
+        (tmp_path / "w" / "manifest.json").write_text(json.dumps(manifest))
+        bare = StyleTransfer("cpu", "fp32", weights=tmp_path / "w")
+        assert bare.settled(Options(), ["great-wave"]).norm == "adain" and not bare.learned_styles
+        bare.stylize(photo, "great-wave", style_size=64)
+
+    def test_tiles_are_told_to_take_long(self, transfer, photo):
+        notes: list[str] = []
+        transfer.stylize(photo, "great-wave", tile="32", note=notes.append)
+        assert any("adain, twice" in note for note in notes)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -181,36 +181,46 @@ def stylize_named(
     for photo, source, target in zip(wanted.content, sources, targets, strict=True):
         try:
             if photo in films:
-                size, seconds, notes = stylize_film(transfer, Path(photo), target, base, settings, smooth, wanted)
+                made = stylize_film(transfer, Path(photo), target, base, settings, smooth, wanted)
             else:
-                size, seconds, notes = stylize_file(transfer, source, target, base, options, more, settings.quality)
+                made = stylize_file(transfer, source, target, base, options, more, settings.quality)
         except StyleError as error:
             failed = tell(error)
             if wanted.as_json:
                 typer.echo(json.dumps({"input": photo, "error": str(error)}))
             continue
-        for note in notes:
+        for note in made.notes:
             stderr.print(f"{photo}: {note}", markup=False)
         if wanted.as_json:
             record = {
                 "input": photo,
                 "output": str(target),
-                "width": size[1],
-                "height": size[0],
+                "width": made.size[1],
+                "height": made.size[0],
                 "styles": dict(zip(style, shares, strict=True)),
                 "regions": [{"mask": m, "style": n, "alpha": a} for m, n, a in regions],
                 **dataclasses.asdict(options),
+                "norm": made.norm,
                 "device": str(transfer.device),
                 "precision": transfer.precision,
-                "seconds": {name: round(value, 4) for name, value in seconds.items()},
-                "notes": notes,
+                "seconds": {name: round(value, 4) for name, value in made.seconds.items()},
+                "notes": made.notes,
             }
             typer.echo(json.dumps(record), err=to_stdout)
         elif not to_stdout:
-            where = f"{seconds['stylize']:.2f} s on {transfer.device} in {transfer.precision}"
-            typer.echo(f"{target}  {size[1]}x{size[0]}  {where}")
+            how = f"{made.seconds['stylize']:.2f} s on {transfer.device} in {transfer.precision}, norm {made.norm}"
+            typer.echo(f"{target}  {made.size[1]}x{made.size[0]}  {how}")
     if failed:
         raise typer.Exit(failed)
+
+
+class Made(NamedTuple):
+    """A result: (height, width), seconds of each stage, what the user should know, the norm that was taken."""
+
+    size: tuple[int, int]
+    seconds: dict[str, float]
+    notes: list[str]
+    norm: str
 
 
 def stylize_film(
@@ -221,20 +231,21 @@ def stylize_film(
     settings: Settings,
     smooth: float,
     wanted: Wanted,
-) -> tuple[tuple[int, int], dict[str, float], list[str]]:
+) -> Made:
     """As :func:`stylize_file` for a film; Ctrl-C and SIGTERM end it after the frame in hand."""
     from styleapp.batch import stopping
-    from styleapp.video import Stopped, stylize_video
+    from styleapp.video import Stopped, check_options, stylize_video
 
+    options = check_options(transfer, settings.options)
     start = time.perf_counter()
     with stopping() as stopped, progress_bar(film.name) as advance:
         try:
-            made = stylize_video(
+            done = stylize_video(
                 transfer,
                 film,
                 target,
                 style,
-                settings.options,
+                options,
                 smooth=smooth,
                 quality=settings.quality,
                 overwrite=wanted.overwrite,
@@ -245,8 +256,9 @@ def stylize_film(
             stderr.print(f"{film}: {stop}", markup=False)
             raise typer.Exit(128 + stopped()) from None
     seconds = time.perf_counter() - start
-    note = f"{made.frames} frames" + (f", {made.before} of them done before" if made.before else "")
-    return made.size, {"stylize": seconds}, [f"{note}; {(made.frames - made.before) / seconds:.2f} frames/s"]
+    note = f"{done.frames} frames" + (f", {done.before} of them done before" if done.before else "")
+    speed = f"{(done.frames - done.before) / seconds:.2f} frames/s"
+    return Made(done.size, {"stylize": seconds}, [f"{note}; {speed}"], options.norm)
 
 
 def stylize_file(
@@ -257,8 +269,8 @@ def stylize_file(
     options: Options,
     more: dict[str, Any],
     quality: int,
-) -> tuple[tuple[int, int], dict[str, float], list[str]]:
-    """Read, stylize, write; (height, width), seconds of each, and what the user should know.
+) -> Made:
+    """Read, stylize, write.
 
     A GIF or WebP of several frames becomes one where the result can hold them.
     """
@@ -270,19 +282,22 @@ def stylize_file(
     moving = isinstance(photo, Path) and photo.suffix.lower() in ANIMATED and target.suffix.lower() in ANIMATED
     film = read_animation(photo, transfer.max_pixels) if moving else None
     if film is not None:
+        used = dataclasses.replace(options, norm="adain") if options.norm == "auto" else options
         read = time.perf_counter()
-        done = transfer.animate(film, style, options, **more)
+        done = transfer.animate(film, style, used, **more)
         rendered = time.perf_counter()
         save_animation(done, target, quality=quality)
         size = done.frames[0].size
     else:
         picture = transfer.fit(photo, options, on_disk=True)
+        styles = [*([] if style is None else [style]), *(name for _, name, _ in more["regions"])]
+        used = transfer.settled(options, styles)
         read = time.perf_counter()
         with progress_bar("stylizing") as advance:  # moves tile by tile
             result = transfer.picture(
                 picture,
                 style,
-                options,
+                used,
                 note=notes.append,
                 progress=lambda share: advance(round(100 * share), 100),
                 **more,
@@ -296,7 +311,7 @@ def stylize_file(
             notes.append(save_picture(result, target, quality=quality))
         size = result.size
     seconds = {"read": read - start, "stylize": rendered - read, "write": time.perf_counter() - rendered}
-    return size, seconds, [note for note in notes if note]
+    return Made(size, seconds, [note for note in notes if note], used.norm)
 
 
 def parse_region(text: str) -> tuple[str, str, float]:

@@ -32,7 +32,7 @@ class _Endpoints:
         alpha: float = 1.0,
         style_size: float = 512,
         size: float = 0,
-        norm: str = "adain",
+        norm: str = "auto",
         color: str = "none",
     ) -> tuple[Image.Image, str]:
         """Stylize a photo.
@@ -44,7 +44,8 @@ class _Endpoints:
             alpha: strength of the style, 0 to 1.
             style_size: pixels at which the painting is measured: larger means broader strokes.
             size: short side of the result in pixels, 0 for that of the photo.
-            norm: what of the style is matched: adain, cin, in, adaln, adagn:32, adabn, efdm or wct.
+            norm: auto (cin for learned styles at the usual style_size, else adain), or what of the style is matched:
+                adain, cin, in, adaln, adagn:32, adabn, efdm or wct.
             color: none, luma, coral, histogram or palette.
 
         Returns:
@@ -52,7 +53,7 @@ class _Endpoints:
         """
         with told():
             options = Options(
-                alpha=alpha, style_size=round(style_size), size=round(size), norm=norm or "adain", color=color or "none"
+                alpha=alpha, style_size=round(style_size), size=round(size), norm=norm or "auto", color=color or "none"
             )
         _, after, line = self.service.stylize(photo, painting or style, options, files=(painting,))
         return after, line
@@ -161,7 +162,7 @@ class _Endpoints:
 
     def styles(self) -> list[dict[str, str]]:
         """The named styles: name, title, artist, year, museum and licence, and whether the CIN network knows it."""
-        learned = self.service.learned
+        learned = self.service.transfer.learned_styles
         return [
             {
                 "name": s.name,
@@ -186,7 +187,7 @@ def endpoints(service: Service) -> None:
         alpha = gr.Slider(0, 1, 1.0, label="alpha")
         style_size = gr.Slider(sizes[0], sizes[-1], service.stroke, label="style_size")
         size = gr.Number(0, label="size")
-        norm = gr.Textbox("adain", label="norm", info=", ".join(NORM_EXAMPLES))
+        norm = gr.Textbox("auto", label="norm", info=", ".join(NORM_EXAMPLES))
         color = gr.Dropdown(COLOURS, value="none", label="color")
         weights, methods = gr.JSON(label="weights"), gr.JSON(label="methods")
         masks, parts = gr.File(label="masks", file_count="multiple"), gr.JSON(label="regions")

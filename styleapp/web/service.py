@@ -87,13 +87,6 @@ class Service:
         sizes = self.transfer.gallery.sizes
         return min(max(Options().style_size, sizes[0]), sizes[-1])
 
-    @property
-    def learned(self) -> set[str]:
-        """The named styles that the CIN network knows."""
-        if not self.transfer.has("cin"):
-            return set()
-        return set(self.transfer.conditional("cin").codes) | set(self.transfer.gallery.learned)
-
     def check_names(self, *styles: str) -> None:
         """Refuse what is no name of a style: nothing that a visitor writes may become a path.
 
@@ -109,8 +102,7 @@ class Service:
 
         The thumbnails show the same.
         """
-        learned = self.learned
-        return "cin" if color in ("none", "luma") and all(s in learned for s in styles) else "adain"
+        return self.transfer.settled(Options(color=color), [s or "" for s in styles]).norm
 
     @property
     def queue(self) -> dict[str, Any]:

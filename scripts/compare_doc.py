@@ -116,8 +116,9 @@ For the paintings that have all three, content loss / style loss:
 |---|---|---|---|
 {pairs}
 What one sees: AdaIN brings over contrasts and some strokes but only roughly the colours, as all that it knows of a painting are {p["adain"]["style"]:,} numbers at one
-depth. CIN and IN have learned palettes and outlines: the Great Wave's cream and blue, the Visit's yellow, red and blue. AdaIN and IN show a fine grain
-in rows of 8 pixels, which comes from the decoder, as it has seen too few steps; CIN was trained against it at the end (benchmarks/grid.json).
+depth. CIN and IN have learned palettes and outlines: the Great Wave's cream and blue, the Visit's yellow, red and blue. A decoder that has seen
+few steps draws a fine grain in rows of 8 pixels; all three were trained against it at the end (benchmarks/grid.json). These paintings were among those that AdaIN's decoder
+was trained on; what it does with others, `styleapp evaluate` measures ([model card](../weights/README.md)).
 
 ## When to take which
 

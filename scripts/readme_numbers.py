@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import median
 from typing import Any, TypeAlias
 
 BEGIN, END = "<!-- numbers: made by scripts/readme_numbers.py -->", "<!-- end of numbers -->"
@@ -65,6 +66,8 @@ def losses() -> list[Row]:
         text = f"content {row['content_loss']:.2f}, style {row['style_loss']:.2f}"
         command = "styleapp evaluate --content eval/content --style eval/style"
         rows.append((f"losses on 340 pairs at 512 px: {row['name']}", text, command))
+    content, style = (median(loss) for loss in zip(*row["by_painting"].values(), strict=True))
+    rows.append(("the same, median over the 17 paintings", f"content {content:.2f}, style {style:.2f}", command))
     compared, inside, grid = load("compare"), load("ablation"), load("grid")
     for method, name in (("adain", "AdaIN"), ("cin", "CIN"), ("in", "IN, 3 styles")):
         if method in compared["means"]:

@@ -1,8 +1,9 @@
-"""How much of the fine detail repeats on the grid of 8x8 pixels, in photos and in what AdaIN and CIN make of them.
+"""How much of the fine detail repeats on the grid of 8x8 pixels, in photos and in what AdaIN, CIN and IN make of them.
 
 python scripts/bench_grid.py --content eval/content [--every 4] > benchmarks/grid.json
 
-Means of :func:`styleapp.training.losses.grid_loss` over photos and built-in styles, on the picture as it is saved.
+Means of :func:`styleapp.training.losses.grid_loss` over photos and built-in styles (IN: those that have a network), on
+the picture as it is saved.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ def main() -> None:
     keep_freed_memory()
     transfer = StyleTransfer()
     options = Options(size=args.size)
-    found: dict[str, list[float]] = {"photo": [], "adain": [], "cin": []}
+    found: dict[str, list[float]] = {"photo": [], "adain": [], "cin": [], "in": []}
     files = images(args.content)[:: args.every]
     for i, file in enumerate(files):
         photo = transfer.fit(file, options)
         found["photo"].append(grid(photo))
         for style in transfer.gallery.styles:
-            for norm in ("adain", "cin"):
+            for norm in ("adain", "cin", *(["in"] if style in transfer.instance_styles else [])):
                 found[norm].append(grid(transfer.picture(photo, style, replace(options, norm=norm))))
         print(f"{i + 1} of {len(files)} photos", file=sys.stderr)
     result = {

@@ -26,8 +26,10 @@ def speed() -> list[Row]:
     rows: list[Row] = []
     by = {(t["name"], t["size"]): t for t in cpu["timings"]}
     for size in (512, 1024):
-        rows.append((f"the network, {size} × {size}", f"{by['network', size]['median']:.2f} s", BENCH))
-        rows.append((f"`stylize` of a PIL image, {size} × {size}", f"{by['stylize', size]['median']:.2f} s", BENCH))
+        rows.append((f"the AdaIN network, {size} × {size}", f"{by['network', size]['median']:.2f} s", BENCH))
+        for name, which in (("stylize", "AdaIN"), ("stylize, cin", "CIN")):
+            seconds = f"{by[name, size]['median']:.2f} s"
+            rows.append((f"`stylize` of a PIL image, {which}, {size} × {size}", seconds, BENCH))
     share = f"{by['network', 512]['share']:.0%}"
     rows.append(("the network's share of the machine's own rate at matrix products", share, BENCH))
     for peer in cpu["peers"]:

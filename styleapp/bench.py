@@ -33,7 +33,8 @@ class Timing:
     """Seconds of repeated runs of one thing.
 
     Attributes:
-        name: network (encoder, norm and decoder on a tensor), stylize (a PIL image in and out), or a stage of it.
+        name: network (encoder, norm and decoder on a tensor), stylize (a PIL image in and out, with the CIN network
+            where the name says so), or a stage of it.
         size: side of the square picture.
         tile: as in :class:`Options`.
         median, fastest, slowest: of ``runs`` runs after warm-up.
@@ -92,6 +93,9 @@ def bench(
         for tile in tiles:
             run = partial(transfer.stylize, photo, code, tile=tile)
             timings.append(_timed("stylize", size, run, device, runs, tile=tile))
+        if size <= 2048 and transfer.learned_styles:
+            run = partial(transfer.stylize, photo, min(transfer.learned_styles), norm="cin")
+            timings.append(_timed("stylize, cin", size, run, device, runs))
         if stages:
             timings += _stages(transfer, photo, code, size, runs)
         if peers and size <= 2048:

@@ -180,14 +180,14 @@ def test_version_and_help(run):
 
 def test_bench(run):
     result = json.loads(run("bench", "--size", 32, "--runs", 2, "--json")[1])
-    assert {t["name"] for t in result["timings"]} == {"network", "stylize"}
+    assert {t["name"] for t in result["timings"]} == {"network", "stylize", "stylize, cin"}
     assert all(t["median"] > 0 for t in result["timings"]) and result["matmul_tflops"] > 0
     assert "TFLOP/s" in run("bench", "--size", 32, "--runs", 1)[1]
     args = ("--tile", "off", "--tile", 16, "--stages", "--peers", "--json")
     result = json.loads(run("bench", "--size", 32, "--runs", 1, *args)[1])
     names = [(t["name"], t["tile"]) for t in result["timings"]]
-    assert names[:3] == [("network", ""), ("stylize", "off"), ("stylize", "16")]
-    assert {n for n, _ in names[3:]} == {"read JPEG", "encoder", "norm", "decoder", "write JPEG"}
+    assert names[:4] == [("network", ""), ("stylize", "off"), ("stylize", "16"), ("stylize, cin", "")]
+    assert {n for n, _ in names[4:]} == {"read JPEG", "encoder", "norm", "decoder", "write JPEG"}
     assert result["peers"][0]["peer"].startswith("plain float32") and result["peers"][0]["ratio"] > 0
 
 

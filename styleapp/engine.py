@@ -75,6 +75,8 @@ def measure_content(
         features = _encode(stylizer, picture, w)
         weight = weights(w, 8, features)
         if second is not None:
+            # what shows counts alike: a little of one position is a direction of tiny variance, which WCT blows up
+            weight = None
             flat = features[0].flatten(1).double()
             counted = flat if weight is None else flat * weight.flatten().to(flat)
             second.add_((counted @ flat.T).cpu())

@@ -290,9 +290,9 @@ def to_pil(picture: Picture) -> Image.Image:
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """RGB, with white where the image is transparent."""
+    """A copy in RGB, with white where the image is transparent."""
     if not image.has_transparency_data:
-        return image if image.mode == "RGB" else image.convert("RGB")
+        return image.convert("RGB")
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 

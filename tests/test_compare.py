@@ -166,4 +166,4 @@ def test_conditional_networks_in_the_pipeline(transfer, tmp_path):
     with pytest.raises(OptionError, match="give one name, no mix"):
         transfer.picture(PHOTO, {"great-wave": 0.5, "the-visit": 0.5}, Options(norm="in"))
     with pytest.raises(OptionError, match="channels"):
-        transfer.picture(PHOTO, measured, Options())
+        transfer.picture(PHOTO, measured, Options(norm="adain"))

@@ -73,13 +73,12 @@ def measure_content(
 
     def work(w: Window) -> None:
         features = _encode(stylizer, picture, w)
-        weight = weights(w, 8, features)
-        if second is not None:
-            # what shows counts alike: a little of one position is a direction of tiny variance, which WCT blows up
-            weight = None
+        weight = None
+        if second is None:
+            weight = weights(w, 8, features)
+        else:  # weights make directions of tiny variance, which WCT would blow up: there all positions count alike
             flat = features[0].flatten(1).double()
-            counted = flat if weight is None else flat * weight.flatten().to(flat)
-            second.add_((counted @ flat.T).cpu())
+            second.add_((flat @ flat.T).cpu())
         nonlocal whole
         if plan.keep and w.size == cells:
             whole = features

@@ -239,8 +239,11 @@ class StyleTransfer:
         pixels = quantized(result, photos[0].pixels.dtype)
         return [replace(p, pixels=q) for p, q in zip(photos, pixels.cpu().split(1), strict=True)]
 
-    def settled(self, options: Options, styles: Sequence[Style]) -> Options:
-        """The options with the norm that "auto" stands for where all these styles meet in one picture."""
+    def settled(self, options: Options, styles: Sequence[Style] = ()) -> Options:
+        """The options with the norm that "auto" stands for where all these styles meet in one picture.
+
+        Without styles adain: what films and animations take, whatever their style.
+        """
         if options.norm != "auto":
             return options
         plain = options.color in ("none", "luma") and options.style_size == Options().style_size
@@ -375,7 +378,7 @@ class StyleTransfer:
         Raises:
             OptionError: for wct and efdm, which match more than moments, and for palette, which matches colours.
         """
-        options = replace(options, norm="adain") if options.norm == "auto" else options
+        options = self.settled(options)
         matching = parse_norm(options.norm, self.stylizer.encoder.num_channels)
         several = options.norm in ("cin", "in")  # norms, each with moments of its own to be shared
         if several or matching.kind != "moments" or options.color in ("coral", "histogram", "palette"):

@@ -160,8 +160,7 @@ def check_options(transfer: StyleTransfer, options: Options) -> Options:
     Raises:
         OptionError: for norms with more than one set of moments, and for colours that are matched to each frame.
     """
-    if options.norm == "auto":
-        options = replace(options, norm="adain")
+    options = transfer.settled(options)
     matching = parse_norm(options.norm, transfer.stylizer.encoder.num_channels)
     if matching.kind != "moments" or options.norm in ("cin", "in") or options.color not in ("none", "luma"):
         raise OptionError("a film takes the norms adain, adaln, adabn and adagn, and the colors none and luma")

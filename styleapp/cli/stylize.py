@@ -282,7 +282,7 @@ def stylize_file(
     moving = isinstance(photo, Path) and photo.suffix.lower() in ANIMATED and target.suffix.lower() in ANIMATED
     film = read_animation(photo, transfer.max_pixels) if moving else None
     if film is not None:
-        used = dataclasses.replace(options, norm="adain") if options.norm == "auto" else options
+        used = transfer.settled(options)
         read = time.perf_counter()
         done = transfer.animate(film, style, used, **more)
         rendered = time.perf_counter()

@@ -2,7 +2,7 @@
 # The whole list of work for a GPU, in pieces of under ten minutes. Each piece goes on where the last one stopped.
 #
 #   scripts/gpu.sh train [MINUTES]   the release decoder: full width, 60,000 steps of 16 pairs at 256 px
-#   scripts/gpu.sh cin [MINUTES]     the CIN network: 24 paintings, 30,000 steps; after the decoder, from which it starts
+#   scripts/gpu.sh cin [MINUTES]     the CIN network: 24 paintings and a predictor for others, 30,000 steps; after the decoder
 #   scripts/gpu.sh in [MINUTES]      IN networks for three paintings, 10,000 steps each, from the CIN network
 #   scripts/gpu.sh ablation [MINUTES] small decoders with norms inside, 10,000 steps each
 #   scripts/gpu.sh evaluate          losses of what lies in runs/, on data/eval
@@ -37,8 +37,8 @@ train() {
 }
 
 cin() {
-    "$PYTHON" -m styleapp train cin --content "$DATA/train/content" --gallery "$DATA/gallery" --out "$RUNS/cin.safetensors" \
-        --init "$OUT" --device "$DEVICE" --minutes "${1:-8.5}" --sample-minutes 4 "${CIN[@]}"
+    "$PYTHON" -m styleapp train cin --content "$DATA/train/content" --gallery "$DATA/gallery" --further "$DATA/train/style" \
+        --out "$RUNS/cin.safetensors" --init "$OUT" --device "$DEVICE" --minutes "${1:-8.5}" --sample-minutes 4 "${CIN[@]}"
 }
 
 instance() {

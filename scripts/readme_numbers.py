@@ -64,12 +64,15 @@ def fidelity() -> list[Row]:
 
 def losses() -> list[Row]:
     rows: list[Row] = []
-    for row in load("evaluate"):
+    command = "styleapp evaluate --content eval/content --style eval/style"
+    predicted = load("evaluate_cin")[1]
+    for row, norm in (*((row, "") for row in load("evaluate")), (predicted, " --norm cin")):
         text = f"content {row['content_loss']:.2f}, style {row['style_loss']:.2f}"
-        command = "styleapp evaluate --content eval/content --style eval/style"
-        rows.append((f"losses on 340 pairs at 512 px: {row['name']}", text, command))
-    content, style = (median(loss) for loss in zip(*row["by_painting"].values(), strict=True))
-    rows.append(("the same, median over the 17 paintings", f"content {content:.2f}, style {style:.2f}", command))
+        content, style = (median(loss) for loss in zip(*row["by_painting"].values(), strict=True))
+        if row["identity_psnr"] is not None:
+            text += f"; median over the 17 paintings {content:.2f}, {style:.2f}"
+        name = f"{row['name']}, predicted codes" if norm else row["name"]
+        rows.append((f"losses on 340 pairs at 512 px: {name}", text, command + norm))
     compared, inside, grid = load("compare"), load("ablation"), load("grid")
     for method, name in (("adain", "AdaIN"), ("cin", "CIN"), ("in", "IN, 3 styles")):
         if method in compared["means"]:

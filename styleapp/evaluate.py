@@ -59,7 +59,7 @@ def evaluate(
 
     Args:
         every: of sorted photos and paintings take every so many, the first included.
-        norm: adain, or decoder:NORM for one of the small decoders.
+        norm: adain; cin, with the codes that its network predicts; or decoder:NORM for one of the small decoders.
 
     Losses as in training, in the rescaled VGG: content is the MSE to the AdaIN target at relu4_1, style
     the sum over relu1_1 to relu4_1 of the MSE of means and of standard deviations. The picture that is
@@ -73,8 +73,8 @@ def evaluate(
         OptionError: for another norm.
         ImageError: if a folder has no image, or one of them cannot be read.
     """
-    if norm.partition(":")[0] not in ("adain", "decoder"):
-        raise OptionError(f"evaluate takes the norms adain and decoder:NORM, which match a painting; got {norm!r}")
+    if norm.partition(":")[0] not in ("adain", "cin", "decoder"):
+        raise OptionError(f"evaluate takes the norms adain, cin and decoder:NORM, which match a painting; got {norm!r}")
     stylizer = transfer.network(norm)
 
     def load(file: Path) -> Tensor:
@@ -87,6 +87,7 @@ def evaluate(
 
     photos, paintings = images(content)[::every], images(style)[::every]
     wanted = [codes(load(file))[1] for file in paintings]
+    measured = [stylizer.measure(load(file)) for file in paintings]
     sums = torch.zeros(2, len(paintings), 2, dtype=torch.float64)
     psnr = 0.0
     for i, file in enumerate(photos):
@@ -94,14 +95,14 @@ def evaluate(
         features, own = codes(photo)
         identity = _as_saved(stylizer.decode(features, photo))
         psnr += -10 * float((identity - photo).square().mean().log10()) / len(photos)
-        for j, codes_of_style in enumerate(wanted):
+        for j, (code, codes_of_style) in enumerate(zip(measured, wanted, strict=True)):
             target = stylizer.apply_code(features, codes_of_style[-1])
-            seen, found = codes(_as_saved(stylizer.decode(target, photo)))
+            seen, found = codes(_as_saved(stylizer.stylized(features, code, photo)))
             for row, (f, c) in enumerate(((features, own), (seen, found))):
                 sums[row, j] += torch.stack([content_loss(f, target), style_loss(c, codes_of_style)])[:, 0].cpu()
             progress(i * len(wanted) + j + 1, len(photos) * len(wanted))
     unchanged, network = sums / len(photos)
-    name = f"{'AdaIN' if norm == 'adain' else norm}, {transfer.precision}"
+    name = f"{ {'adain': 'AdaIN', 'cin': 'CIN'}.get(norm, norm) }, {transfer.precision}"
     return [_row("unchanged photo", paintings, unchanged, None), _row(name, paintings, network, psnr)]
 
 

@@ -54,13 +54,13 @@ class Options:
         alpha: strength of the style, 0 (the photo) to 1.
         size: short side of the result in pixels, 0 for that of the photo.
         style_size: short side at which the painting is measured: larger means broader strokes.
-        norm: auto (cin for styles that its network has learned, where nothing is asked that needs the painting or
-            another stroke size; else adain), or which statistics of the photo become those of the painting: adain
-            (each channel's), adaln (all channels'), adagn:G (those of G groups), adabn (each channel's over a batch,
-            which for one photo is adain), wct (the covariance too), efdm (every value); the last two need a painting,
-            not a built-in style. Or another network: cin (learned codes, at every layer of the decoder), in (one
-            network for one style), decoder:NORM (adain with a small decoder that has none, bn, in, ln, gn or
-            switchable norms inside, which is worse: for comparisons).
+        norm: auto (cin for paintings, and for the styles that its network has learned at their usual stroke size; else
+            adain), or which statistics of the photo become those of the painting: adain (each channel's), adaln (all
+            channels'), adagn:G (those of G groups), adabn (each channel's over a batch, which for one photo is adain),
+            wct (the covariance too), efdm (every value); the last two need a painting, not a built-in style. Or
+            another network: cin (codes at every layer of the decoder, learned, or predicted for a painting that it
+            does not know), in (one network for one style), decoder:NORM (adain with a small decoder that has none, bn,
+            in, ln, gn or switchable norms inside, which is worse: for comparisons).
         color: none (the painting's), luma (the photo's colours, stylized brightness), coral or histogram (the
             painting is recoloured to the photo before it is measured), palette (the painting's colours alone, on the
             photo as it is).
@@ -213,8 +213,14 @@ class ConditionalOptions(TrainOptions):
     Attributes:
         style_size: short side at which the paintings are measured.
         code_lr: learning rate of the codes at its peak.
+        predictor_lr: learning rate of the predictor of codes for further paintings, where there are any.
+        further_share: share of samples whose style is one of them.
+        pattern_share: share of those that are drawn by us.
     """
 
     steps: int = 30_000
     style_size: int = 512
     code_lr: float = 5e-3
+    predictor_lr: float = 2e-4
+    further_share: float = 0.7
+    pattern_share: float = 0.05

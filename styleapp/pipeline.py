@@ -246,21 +246,30 @@ class StyleTransfer:
         """
         if options.norm != "auto":
             return options
-        plain = options.color in ("none", "luma") and options.style_size == Options().style_size
-        learned = plain and bool(styles) and all(self._has_learned(style) for style in styles)
-        return replace(options, norm="cin" if learned else "adain")
+        conditional = bool(styles) and all(self._suits_cin(style, options) for style in styles)
+        return replace(options, norm="cin" if conditional else "adain")
 
-    def _has_learned(self, style: Style) -> bool:
-        """Whether the CIN network has a code of its own for a style, or for all of a mix."""
+    def _suits_cin(self, style: Style, options: Options) -> bool:
+        """Whether the CIN network has learned a style, or can predict its code; of a mix, for all of it."""
         if not self.has(CIN):
             return False
+        network = self.conditional(CIN).stylizer
         if isinstance(style, StyleCode):
-            return style.num_channels == self.conditional(CIN).stylizer.code_channels
+            return style.num_channels == network.code_channels
         if isinstance(style, Mapping):
             style = list(style.items())
         if isinstance(style, Sequence) and not isinstance(style, (str, bytes)):
-            return all(self._has_learned(part) for part, weight in style if weight)
-        return isinstance(style, str) and style in self.learned_styles
+            return all(self._suits_cin(part, options) for part, weight in style if weight)
+        if self._is_named(style):
+            usual = options.color in ("none", "luma") and options.style_size == Options().style_size
+            return usual and style in self.learned_styles
+        return network.predictor is not None and options.color != "palette"
+
+    def _is_named(self, style: Style) -> bool:
+        """Whether it is the name of a style, known or not, and no painting."""
+        if not isinstance(style, str):
+            return False
+        return style in self.gallery.styles or style in self.instance_styles or not _looks_like_path(style)
 
     @property
     def learned_styles(self) -> set[str]:
@@ -287,10 +296,12 @@ class StyleTransfer:
         """The network of that name, "cin" or "in_" and a style, on our device, with its learned codes."""
         if not self.has(name):
             raise OptionError(f"there is no {name.partition('_')[0].upper()} network in these weights")
-        with self._lock:
+        with self._lock, torch.inference_mode(False):  # learning goes through it too
             if name not in self._conditional:
                 found = self._files.conditional(name, self.stylizer.encoder)
                 found.stylizer.decoder.to(self.device, _DTYPES[self.precision]).to(memory_format=torch.channels_last)
+                if found.stylizer.predictor is not None:
+                    found.stylizer.predictor.to(self.device)  # in float32, as all statistics
                 self._conditional[name] = found
             return self._conditional[name]
 
@@ -405,12 +416,15 @@ class StyleTransfer:
     def prepare(self, style: Style, options: Options) -> Style:
         """The style as what is quickest to use many times: its code, where that is all that is needed of it.
 
-        One that was learned stays a name: "auto" takes it for AdaIN where it meets one that was not.
+        For "auto" one for the CIN network stays a name, or a painting, read and scaled: AdaIN takes it where it meets
+        a style that has no code for that network.
         """
         if options.norm == "auto":
             options = self.settled(options, [style])
             if options.norm == "cin":
-                self.code(style, options.style_size, "cin")  # what is wrong with it is told now
+                style = self._at_hand(style, options)
+                if options.color in ("none", "luma"):
+                    self.code(style, options.style_size, "cin")  # what is wrong with it is told now
                 return style
         matching = parse_norm(options.norm, self.stylizer.encoder.num_channels)
         if options.norm == "in":
@@ -421,6 +435,19 @@ class StyleTransfer:
             return self.code(style, options.style_size, options.norm)
         self._painting(style, options, options.norm if matching.kind != "moments" else f"color {options.color}")
         return style
+
+    def _at_hand(self, style: Style, options: Options) -> Style:
+        """Paintings, also those of a mix, read, and scaled where no colours of theirs are asked for."""
+        if isinstance(style, StyleCode) or self._is_named(style):
+            return style
+        if isinstance(style, Mapping):
+            style = list(style.items())
+        if isinstance(style, Sequence) and not isinstance(style, (str, bytes)):
+            return [(self._at_hand(part, options), weight) for part, weight in style]
+        painting = self._read(style, "style")
+        if options.color not in ("none", "luma"):
+            return painting
+        return _scaled(painting, options.style_size, "style", self.stylizer.min_size, self.max_pixels)
 
     def render(self, picture: Picture, code: StyleCode, alpha: float = 1.0) -> Picture:
         """Stylize a picture of final size with a code; its transparency is kept."""
@@ -614,7 +641,7 @@ class StyleTransfer:
         """Measure a painting at every size of the gallery and keep it as a style of that name, for good.
 
         Args:
-            learned: a code for the CIN network besides.
+            learned: a code for the CIN network besides; without one, what that predicts.
             about: what is to be known of it.
 
         Raises:
@@ -627,6 +654,8 @@ class StyleTransfer:
         joined = [StyleCode.join(c[:-1]) for c in codes]
         layers = torch.stack([torch.stack([c.gamma.flatten(), c.beta.flatten()]) for c in joined]).cpu()
         about = dict(about or {})
+        if learned is None and self.has(CIN) and self.conditional(CIN).stylizer.predictor is not None:
+            learned = self.code(picture, norm="cin")
         if learned is not None:
             about["cin_sha256"] = self.checksum(CIN)
         path = save_style(

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from styleapp.errors import OptionError, WeightsError, unknown_name
 from styleapp.files import atomic_path
-from styleapp.models import Decoder, Encoder, StyleCode, Stylizer, TransformerNet
+from styleapp.models import CodePredictor, Decoder, Encoder, StyleCode, Stylizer, TransformerNet
 
 __all__ = [
     "BuiltInStyle",
@@ -178,6 +178,10 @@ class Weights:
         decoder = Decoder(encoder.num_channels, entry.config["width"])
         state = {k.removeprefix("decoder."): v for k, v in tensors.items() if k.startswith("decoder.")}
         stylizer = Stylizer(encoder, _filled(decoder, state, self.folder), conditional=True)
+        if state := {k.removeprefix("predictor."): v for k, v in tensors.items() if k.startswith("predictor.")}:
+            seen = sum(encoder.layer_channels.values())
+            predictor = CodePredictor(seen, stylizer.code_channels, hidden=len(state["first.bias"]))
+            stylizer.predictor = _filled(predictor, state, self.folder)
         codes = tensors.get("codes", torch.empty(0))
         names = entry.config["styles"]
         if codes.shape != (len(names), 2, stylizer.code_channels):
@@ -185,9 +189,8 @@ class Weights:
                 f"{self.folder / entry.file}: codes of shape {tuple(codes.shape)}, "
                 f"expected {(len(names), 2, stylizer.code_channels)}"
             )
-        return Conditional(
-            stylizer.eval().requires_grad_(False), {n: _code(rows) for n, rows in zip(names, codes, strict=True)}
-        )
+        learned = {n: _code(rows) for n, rows in zip(names, codes, strict=True)}
+        return Conditional(stylizer.eval().requires_grad_(False), learned)
 
     def ablation(self, norm: str, encoder: Encoder) -> Stylizer:
         """AdaIN with the small decoder that has this norm inside."""

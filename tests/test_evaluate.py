@@ -8,6 +8,7 @@ from styleapp.evaluate import evaluate
 from styleapp.files import read_image
 from styleapp.models import code_from_moments
 from styleapp.norms import adain, moments
+from styleapp.options import Options
 from styleapp.training.losses import content_loss, style_loss
 
 
@@ -57,8 +58,6 @@ def test_every_pair_counts(transfer, folders):
 
 
 def options():
-    from styleapp.options import Options
-
     return Options(size=32)
 
 
@@ -72,5 +71,21 @@ def test_some_pairs_of_another_decoder(transfer, folders):
     ]
     assert rows[0] != rows[2] and rows[0][0] == rows[2][0]
     assert rows[1][1].style_loss == rows[0][1].style_loss and rows[2][1].name == "decoder:bn, fp32"
-    with pytest.raises(OptionError, match="adain and decoder:NORM"):
-        evaluate(transfer, *folders, size=32, norm="cin")
+    with pytest.raises(OptionError, match="adain, cin and decoder:NORM"):
+        evaluate(transfer, *folders, size=32, norm="wct")
+
+
+def test_paintings_through_the_conditional_network(transfer, folders):
+    """With their measured, or predicted, codes: what ``--norm cin`` makes of them."""
+    _, row = evaluate(transfer, *folders, size=32, norm="cin")
+    wanted = 0.0
+    for photo in sorted(folders[0].iterdir()):
+        for painting in sorted(folders[1].iterdir()):
+            made = transfer.picture(transfer.fit(photo, options()), painting, Options(norm="cin", style_size=32)).rgb
+            of_painting = transfer.fit(painting, options()).rgb
+            codes = [
+                [code_from_moments(moments(f)) for f in transfer.stylizer.encoder.features(x)]
+                for x in (made, of_painting)
+            ]
+            wanted += float(style_loss(*codes)) / 12
+    assert row.name == "CIN, fp32" and row.style_loss == pytest.approx(wanted, rel=1e-3)

@@ -14,8 +14,10 @@ from PIL import Image
 from styleapp.errors import DeviceError, ImageError, OptionError
 from styleapp.files import Animation, read_image
 from styleapp.images import from_pil
+from styleapp.models import CodePredictor
 from styleapp.options import Options
 from styleapp.pipeline import StyleTransfer, find_device, find_precision
+from styleapp.training.cin import learn_code
 
 SIZE = {"style_size": 64}
 
@@ -253,6 +255,56 @@ class TestAuto:
             transfer.animate(film, "great-wave", o).frames for o in (options, replace(options, norm="adain"))
         )
         assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(found, wanted, strict=True))
+
+    @pytest.fixture
+    def foreseeing(self, transfer) -> StyleTransfer:
+        """With a predictor, so that the CIN network takes any painting."""
+        network = transfer.conditional("cin").stylizer
+        torch.manual_seed(0)
+        predictor = CodePredictor(sum(network.encoder.layer_channels.values()), network.code_channels, hidden=8)
+        torch.nn.init.normal_(predictor.last.weight, std=0.1)
+        network.predictor = predictor.requires_grad_(False)
+        return transfer
+
+    def test_a_predictor_takes_paintings_to_cin(self, foreseeing, photo, painting):
+        for style, options in (
+            (painting, {"style_size": 64}),
+            (painting, {"style_size": 48, "color": "coral"}),
+            ([(painting, 0.4), (noise(60, 60, seed=6), 0.6)], {"style_size": 64}),
+        ):
+            assert foreseeing.settled(Options(**options), [style]).norm == "cin"
+            found, wanted = (foreseeing.stylize(photo, style, **options, **norm) for norm in ({}, {"norm": "cin"}))
+            assert np.array_equal(array(found), array(wanted))
+        assert foreseeing.settled(Options(), [[("great-wave", 0.4), (painting, 0.6)]]).norm == "cin"
+        for options in ({"style_size": 64}, {"color": "coral"}):  # a learned code is of one size
+            assert foreseeing.settled(Options(**options), ["great-wave", painting]).norm == "adain"
+        assert foreseeing.settled(Options(color="palette"), [painting]).norm == "adain"
+
+    def test_prepared_paintings_still_meet_any_style(self, foreseeing, photo, painting):
+        """Also a name that only AdaIN knows at this size."""
+        half = noise(40, 56).convert("L")
+        options = {"style_size": 64}
+        ready = foreseeing.prepare(painting, Options(**options))
+        assert np.array_equal(
+            array(foreseeing.stylize(photo, ready, **options)), array(foreseeing.stylize(photo, painting, **options))
+        )
+        found, wanted = (
+            foreseeing.stylize(photo, style, regions=[(half, "great-wave", 1)], **options, **norm)
+            for style, norm in ((ready, {}), (painting, {"norm": "adain"}))
+        )
+        assert np.array_equal(array(found), array(wanted))
+
+    def test_saved_paintings_keep_what_was_predicted(self, foreseeing, painting, tmp_path, monkeypatch):
+        monkeypatch.setenv("STYLEAPP_STYLES", str(tmp_path))
+        foreseeing.save_style(painting, "mine")
+        assert foreseeing.settled(Options(), ["mine"]).norm == "cin"
+        predicted = foreseeing.code(painting, norm="cin")
+        assert torch.allclose(foreseeing.code("mine", norm="cin").gamma, predicted.gamma, rtol=2e-3, atol=1e-4)
+
+    def test_a_network_that_was_loaded_for_a_picture_can_be_learned_with(self, transfer, photo, painting):
+        transfer.stylize(photo, "great-wave", norm="cin")
+        rows = [from_pil(p).rgb for p in (painting, Image.open(photo))]
+        learn_code(transfer.conditional("cin").stylizer, rows[0], rows[1:], steps=2, size=32)
 
     def test_without_a_cin_network(self, weights, tmp_path, photo):
         shutil.copytree(weights, tmp_path / "w")

@@ -98,7 +98,7 @@ def evaluate(
     style: Annotated[Path, typer.Option(help="Folder of paintings.")],
     size: Annotated[int, typer.Option(help="Short side in pixels.")] = 512,
     every: Annotated[int, typer.Option(min=1, help="Take every so many of the photos and of the paintings.")] = 1,
-    norm: Annotated[str, typer.Option(help="adain, or decoder:NORM for one of the small decoders.")] = "adain",
+    norm: Annotated[str, typer.Option(help="adain, cin, or decoder:NORM for one of the small decoders.")] = "adain",
     device: Device = "auto",
     precision: Precision = "auto",
     as_json: Json = False,

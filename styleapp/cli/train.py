@@ -100,6 +100,10 @@ def train_cin(
             "--style", "-s", help="Only this painting of the folder; repeat. A single one makes an IN network."
         ),
     ] = None,
+    further: Annotated[
+        Path | None,
+        typer.Option(help="Folder of any paintings: a predictor of codes for those without a row is trained too."),
+    ] = None,
     init: Annotated[Path | None, typer.Option(help="A decoder, or a network of this kind, to start from.")] = None,
     minutes: Minutes = float("inf"),
     sample_minutes: SampleMinutes = 10.0,
@@ -123,6 +127,7 @@ def train_cin(
             out,
             options,
             styles=style or [],
+            further=further,
             device=find_device(device),
             init=init,
             minutes=minutes,

@@ -1,8 +1,18 @@
 """The networks: encoder, decoder, and the two joined by a norm."""
 
 from styleapp.models.decoder import Decoder
+from styleapp.models.predictor import CodePredictor
 from styleapp.models.stylizer import StyleCode, Stylizer, code_from_moments
 from styleapp.models.transformer import TransformerNet
 from styleapp.models.vgg import STYLE_LAYERS, Encoder
 
-__all__ = ["STYLE_LAYERS", "Decoder", "Encoder", "StyleCode", "Stylizer", "TransformerNet", "code_from_moments"]
+__all__ = [
+    "STYLE_LAYERS",
+    "CodePredictor",
+    "Decoder",
+    "Encoder",
+    "StyleCode",
+    "Stylizer",
+    "TransformerNet",
+    "code_from_moments",
+]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from styleapp.models.decoder import Decoder
+from styleapp.models.predictor import CodePredictor
 from styleapp.models.vgg import Encoder
 from styleapp.norms import EPS, Moments, moments, normalize, weighted_moments
 
@@ -94,7 +95,15 @@ class Stylizer(nn.Module):
     Holds nothing that depends on a request. Images are RGB in [0,1], (N, 3, H, W), H and W >= 16.
     """
 
-    def __init__(self, encoder: Encoder, decoder: Decoder, eps: float = EPS, *, conditional: bool = False) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        decoder: Decoder,
+        eps: float = EPS,
+        *,
+        conditional: bool = False,
+        predictor: CodePredictor | None = None,
+    ) -> None:
         super().__init__()
         if encoder.num_channels != decoder.in_channels:
             raise ValueError(
@@ -104,6 +113,7 @@ class Stylizer(nn.Module):
         self.decoder = decoder
         self.eps = eps
         self.conditional = conditional
+        self.predictor = predictor
 
     @property
     def norms(self) -> dict[str, int]:
@@ -129,19 +139,30 @@ class Stylizer(nn.Module):
             weight: (1, 1, H, W), what each pixel counts; None where all count alike.
 
         At the norms inside the decoder, of what the decoder makes of the painting itself: with this code every
-        norm is the identity on the painting. The start of a learned code.
+        norm is the identity on the painting. A predictor, where there is one, changes it as learning would.
         """
+        features = self.encoder.features(image) if self.predictor is not None else [self.encoder(image)]
+        code = self.measured(features[-1], weight)
+        if self.predictor is None:
+            return code
+        found: StyleCode = self.predictor(StyleCode.join([self._code_of(f, weight) for f in features]), code)
+        return found
+
+    def measured(self, features: Tensor, weight: Tensor | None = None) -> StyleCode:
+        """As :meth:`measure`, of the features of a painting, without the predictor."""
         codes: list[StyleCode] = []
 
         def listen(name: str, x: Tensor) -> Tensor:
-            found = moments(x) if weight is None else weighted_moments(x, weight)
-            codes.append(code_from_moments(found, self.eps))
+            codes.append(self._code_of(x, weight))
             return x
 
-        features = listen("", self.encoder(image))
+        listen("", features)
         if self.conditional:
             self.decoder(features, listen, until=self.decoder.names[-1])
         return StyleCode.join(codes)
+
+    def _code_of(self, x: Tensor, weight: Tensor | None) -> StyleCode:
+        return code_from_moments(moments(x) if weight is None else weighted_moments(x, weight), self.eps)
 
     def apply_code(
         self, features: Tensor, code: StyleCode, alpha: float | Tensor = 1.0, content: Moments | None = None
@@ -176,10 +197,14 @@ class Stylizer(nn.Module):
         second pass of the decoder where 0 < α < 1 and nothing at α = 1, which is the paper's formula.
         """
         features = self.encoder(image)
-        picture = _cut(self.restyled(features, code, alpha), image)
+        picture = self.stylized(features, code, image, alpha)
         if alpha < 1:
             picture += (1 - alpha) * (image - self.decode(features, image))
         return picture
+
+    def stylized(self, features: Tensor, code: StyleCode, like: Tensor, alpha: float | Tensor = 1.0) -> Tensor:
+        """Features through every norm and the decoder, float32, of the size of ``like``."""
+        return _cut(self.restyled(features, code, alpha), like)
 
     def decode(self, features: Tensor, like: Tensor) -> Tensor:
         """Features to a picture without any norm, float32, of the size of ``like``."""

@@ -16,13 +16,14 @@ from torchvision.utils import make_grid
 
 from styleapp.errors import ImageError, OptionError
 from styleapp.files import SUFFIXES, read_image
-from styleapp.models import Decoder, Encoder, StyleCode, Stylizer, code_from_moments
+from styleapp.models import CodePredictor, Decoder, Encoder, StyleCode, Stylizer, code_from_moments
 from styleapp.norms import moments
 from styleapp.options import ConditionalOptions
-from styleapp.training.data import ImagePool
-from styleapp.training.decoder import load_decoder
+from styleapp.training.data import ImagePool, painting_crops
+from styleapp.training.decoder import load_decoder, load_predictor
 from styleapp.training.loop import Losses, Report, Run, new_decoder, train
 from styleapp.training.losses import content_loss, grid_loss, style_loss
+from styleapp.training.pairs import tiled, where
 
 __all__ = ["ConditionalOptions", "Learned", "learn_code", "read_paintings", "train_conditional"]
 
@@ -54,6 +55,7 @@ def train_conditional(
     options: ConditionalOptions | None = None,
     *,
     styles: Sequence[str] = (),
+    further: Path | None = None,
     device: torch.device | str = "cpu",
     init: Path | None = None,
     report: Report = lambda record: None,
@@ -62,7 +64,8 @@ def train_conditional(
     """Train decoder and codes for the paintings of a folder; with one style it is a network of instance norm.
 
     Codes begin as measured ones (:meth:`styleapp.models.Stylizer.measure`). The losses are those of AdaIN
-    training, with the whole painting, measured once, in the place of a random crop.
+    training, with the whole painting, measured once, in the place of a random crop. With ``further`` a predictor
+    of codes is trained besides, on crops of any paintings, so that the network takes those too that have no row.
 
     Args:
         encoder: trained and frozen.
@@ -71,6 +74,7 @@ def train_conditional(
         out: safetensors file, fp16: the decoder as ``decoder.*``, and ``codes`` (styles, 2, channels of all norms);
             the styles are in its metadata. What lies beside it is said at :func:`styleapp.training.loop.train`.
         styles: only these of the folder.
+        further: folder of further paintings, which get no code of their own.
         init: a decoder, or a network of this kind with its codes, to start from, if there is no checkpoint.
         more: ``minutes``, ``checkpoint_minutes`` and ``sample_minutes`` of that function.
 
@@ -81,16 +85,21 @@ def train_conditional(
     options = options or ConditionalOptions()
     photos = ImagePool(content, device=device, skipped=lambda e: report({"skipped": str(e)}))
     paintings = read_paintings(gallery, options.style_size, styles)
-    run = _Run(encoder, options, torch.device(device), photos, paintings, init)
-    return train(run, out, report=report, photos=len(photos), styles=list(paintings), **more)
+    pool = None
+    if further is not None:
+        pool = ImagePool(further, device=device, skipped=lambda e: report({"skipped": str(e)}))
+    run = _Run(encoder, options, torch.device(device), photos, paintings, pool, init)
+    more |= {"photos": len(photos), "styles": list(paintings), "further": 0 if pool is None else len(pool)}
+    return train(run, out, report=report, **more)
 
 
 class _Conditional(nn.Module):
-    """What is trained: a decoder and a table of codes, (K, C, 1, 1) each."""
+    """What is trained: a decoder, a table of codes, (K, C, 1, 1) each, and perhaps a predictor of further ones."""
 
-    def __init__(self, decoder: Decoder, table: StyleCode) -> None:
+    def __init__(self, decoder: Decoder, table: StyleCode, predictor: CodePredictor | None) -> None:
         super().__init__()
         self.decoder = decoder
+        self.predictor = predictor
         self.gamma = nn.Parameter(table.gamma.clone())
         self.beta = nn.Parameter(table.beta.clone())
 
@@ -109,6 +118,7 @@ class _Run(Run):
         device: torch.device,
         photos: ImagePool,
         paintings: Mapping[str, Tensor],
+        further: ImagePool | None,
         init: Path | None,
     ) -> None:
         torch.manual_seed(options.seed)
@@ -117,19 +127,26 @@ class _Run(Run):
         known = {} if init is None else load_decoder(decoder, init)
         decoder.to(device).to(memory_format=torch.channels_last)
         stylizer = Stylizer(encoder, decoder, conditional=True)
+        predictor = None
+        if further is not None:
+            predictor = CodePredictor(sum(encoder.layer_channels.values()), stylizer.code_channels).to(device)
+            if init is None or not load_predictor(predictor, init):
+                predictor.standardize(_statistics(encoder, further, options.size))
         with torch.no_grad():
             codes = [known.get(name) or stylizer.measure(p.to(device)) for name, p in paintings.items()]
             table = _rows([code.to(device) for code in codes])
             wanted = [_layer_codes(encoder, p.to(device)) for p in paintings.values()]
         self.names = list(paintings)
         self.wanted = [_rows(of_layer) for of_layer in zip(*wanted, strict=True)]
-        self.model = _Conditional(decoder, table)
+        self.model = _Conditional(decoder, table, predictor)
         groups = [
             {"params": list(decoder.parameters()), "lr": options.lr},
             {"params": [self.model.gamma, self.model.beta], "lr": options.code_lr, "weight_decay": 0.0},
         ]
+        if predictor is not None:
+            groups.append({"params": list(predictor.parameters()), "lr": options.predictor_lr, "weight_decay": 1e-2})
         super().__init__(encoder, self.model, options, device, groups)
-        self.photos = photos
+        self.photos, self.further = photos, further
         self.stylizer = Stylizer(self.encoder, decoder, conditional=True)
         self.loss = torch.compile(self._loss) if options.compile else self._loss
 
@@ -140,19 +157,43 @@ class _Run(Run):
         count = o.batch_size * o.pairs
         rows = torch.randint(len(self.names), (count,)).to(self.device)
         strength = (torch.rand(count, 1, 1, 1) >= o.identity_share).float().to(self.device)
-        return self.loss(photo, rows, strength)
-
-    def _loss(self, photo: Tensor, rows: Tensor, strength: Tensor) -> Losses:
-        wanted = [StyleCode(c.gamma[rows], c.beta[rows]) for c in self.wanted]
-        return _losses(
-            self.stylizer, photo, _seen(self.encoder, photo), self.model.code(rows), wanted, strength, self.options
+        if self.further is None:
+            return self.loss(photo, rows, strength)
+        painting = painting_crops(self.further, count, o.size, o.pattern_share)
+        predicted = torch.rand(count, 1, 1, 1) < o.further_share
+        return self.loss(
+            photo, rows, strength, painting.to(memory_format=torch.channels_last), predicted.to(self.device)
         )
+
+    def _loss(
+        self,
+        photo: Tensor,
+        rows: Tensor,
+        strength: Tensor,
+        painting: Tensor | None = None,
+        predicted: Tensor | None = None,
+    ) -> Losses:
+        code, wanted = self.model.code(rows), [StyleCode(c.gamma[rows], c.beta[rows]) for c in self.wanted]
+        if painting is not None and predicted is not None:
+            with torch.no_grad():  # the predictor is there to correct what is measured
+                features = self.encoder.features(painting)
+                with torch.autocast(painting.device.type, torch.bfloat16, enabled=self.options.bf16):
+                    measured = self.stylizer.measured(features[-1])
+                found = [code_from_moments(moments(f)) for f in features]
+            assert self.model.predictor is not None
+            of_painting = self.model.predictor(StyleCode.join(found), measured)
+            code = where(predicted, of_painting, code)
+            wanted = [where(predicted, f, w) for f, w in zip(found, wanted, strict=True)]
+        seen = _seen(self.encoder, photo)
+        return _losses(self.stylizer, photo, seen, code, wanted, strength, self.options)
 
     def state(self) -> dict[str, Tensor]:
         """Decoder and codes."""
         model = cast(_Conditional, self.ema.module)
         codes = torch.stack([model.gamma, model.beta], 1).flatten(2).detach()
-        return {f"decoder.{k}": v for k, v in model.decoder.state_dict().items()} | {"codes": codes}
+        predictor = {} if model.predictor is None else model.predictor.state_dict()
+        parts = {"decoder": model.decoder.state_dict(), "predictor": predictor}
+        return {f"{part}.{k}": v for part, state in parts.items() for k, v in state.items()} | {"codes": codes}
 
     def about(self) -> dict[str, str]:
         """The names of the styles, in the order of the codes."""
@@ -171,6 +212,14 @@ class _Run(Run):
                 rows.append(stylizer(photos, model.code(torch.tensor([i], device=self.device))))
         grid: Tensor = make_grid(torch.cat(rows).float().clamp(0, 1), nrow=5)
         return grid[None].cpu()
+
+
+@torch.no_grad()
+def _statistics(encoder: Encoder, paintings: ImagePool, size: int, batches: int = 32, count: int = 8) -> StyleCode:
+    """Joined codes of relu1_1 to relu4_1 of random crops."""
+    dtype = next(encoder.parameters()).dtype
+    crops = (painting_crops(paintings, count, size).to(dtype) for _ in range(batches))
+    return _rows([StyleCode.join(_layer_codes(encoder, crop)) for crop in crops])
 
 
 def _rows(codes: Sequence[StyleCode]) -> StyleCode:
@@ -210,8 +259,7 @@ def _losses(
     pairs = options.pairs
     features, own = seen
     with torch.no_grad():
-        tiled = [StyleCode(c.gamma.repeat(pairs, 1, 1, 1), c.beta.repeat(pairs, 1, 1, 1)) for c in own]
-        goal = [a.lerp(b, strength) for a, b in zip(tiled, wanted, strict=True)]
+        goal = [tiled(a, pairs).lerp(b, strength) for a, b in zip(own, wanted, strict=True)]
         source = features.repeat(pairs, 1, 1, 1)
         target = stylizer.apply_code(source, goal[-1])
     with torch.autocast(photo.device.type, torch.bfloat16, enabled=options.bf16):

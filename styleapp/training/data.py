@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from styleapp.errors import ImageError
 from styleapp.files import SUFFIXES, read_image
 
-__all__ = ["ImagePool", "colour_augmentation", "patterns"]
+__all__ = ["ImagePool", "colour_augmentation", "painting_crops", "patterns"]
 
 
 class ImagePool:
@@ -92,6 +92,14 @@ _COLOUR = v2.Compose(
 def colour_augmentation(batch: Tensor, groups: int = 4) -> Tensor:
     """Random permuted or inverted channels, hue, contrast and vertical flips, one draw for each of ``groups`` parts."""
     return torch.cat([_COLOUR(part) for part in batch.chunk(groups)])
+
+
+def painting_crops(pool: ImagePool, count: int, size: int, pattern_share: float = 0.0) -> Tensor:
+    """(count, 3, size, size) in [0,1]: crops of paintings in random colours; ``pattern_share`` of them drawn by us."""
+    drawn = int((torch.rand(count) < pattern_share).sum())
+    crops = colour_augmentation(pool.crops(count - drawn, size, (0.3, 1.0))) if drawn < count else None
+    parts = [] if crops is None else [crops]
+    return torch.cat([*parts, patterns(drawn, size, pool.images[0].device)] if drawn else parts)
 
 
 def patterns(count: int, size: int, device: torch.device | str = "cpu") -> Tensor:

@@ -13,14 +13,18 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from styleapp.errors import WeightsError
-from styleapp.models import Decoder, Encoder, StyleCode, Stylizer, code_from_moments
+from styleapp.models import CodePredictor, Decoder, Encoder, StyleCode, Stylizer, code_from_moments
 from styleapp.norms import moments
 from styleapp.options import DecoderOptions
-from styleapp.training.data import ImagePool, colour_augmentation, patterns
+from styleapp.training.data import ImagePool, painting_crops
 from styleapp.training.loop import Losses, Report, Run, new_decoder, train
 from styleapp.training.losses import content_loss, grid_loss, style_loss
+from styleapp.training.pairs import paired, tiled, where
 
-__all__ = ["DecoderOptions", "load_decoder", "train_decoder"]
+__all__ = ["DecoderOptions", "load_decoder", "load_predictor", "train_decoder"]
+
+PREDICTOR = "predictor."
+"""What its tensors begin with in the file of a conditional network."""
 
 
 def train_decoder(
@@ -68,12 +72,28 @@ def load_decoder(decoder: Decoder, file: Path) -> dict[str, StyleCode]:
     try:
         tensors = load_file(file)
         table = tensors.pop("codes", torch.empty(0)).float()
-        decoder.load_state_dict({k.removeprefix("decoder."): v.float() for k, v in tensors.items()})
+        state = {k.removeprefix("decoder."): v.float() for k, v in tensors.items() if not k.startswith(PREDICTOR)}
+        decoder.load_state_dict(state)
         with safe_open(file, "pt") as stored:
             names = json.loads((stored.metadata() or {}).get("styles", "[]"))
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise WeightsError(f"{file}: not a decoder of width {decoder.width}: {error}") from None
     return {n: StyleCode(*rows.view(2, 1, -1, 1, 1)) for n, rows in zip(names, table, strict=True)}
+
+
+def load_predictor(predictor: CodePredictor, file: Path) -> bool:
+    """Fill a predictor from the file of a conditional network; false where that has none.
+
+    Raises:
+        WeightsError: if it has one of another shape.
+    """
+    try:
+        state = {k.removeprefix(PREDICTOR): v.float() for k, v in load_file(file).items() if k.startswith(PREDICTOR)}
+        if state:
+            predictor.load_state_dict(state)
+    except RuntimeError as error:
+        raise WeightsError(f"{file}: not a predictor of this shape: {error}") from None
+    return bool(state)
 
 
 class _Run(Run):
@@ -100,7 +120,9 @@ class _Run(Run):
         """Of random crops, each photo in the styles of ``pairs`` paintings."""
         o = self.options
         photo = self.photos.crops(o.batch_size, o.size, (0.3, 1.0)).to(memory_format=torch.channels_last)
-        painting = self._crops_of_paintings().to(memory_format=torch.channels_last)
+        painting = painting_crops(self.paintings, o.batch_size, o.size, o.pattern_share).to(
+            memory_format=torch.channels_last
+        )
         count = o.batch_size * o.pairs
         identity = torch.rand(count, 1, 1, 1) < o.identity_share
         mixed = torch.rand(count, 1, 1, 1) < o.mix_share
@@ -111,15 +133,6 @@ class _Run(Run):
         """Of the decoder."""
         return dict(self.ema.module.state_dict())
 
-    def _crops_of_paintings(self) -> Tensor:
-        o, pool = self.options, self.paintings
-        drawn = int((torch.rand(o.batch_size) < o.pattern_share).sum())
-        crops = (
-            colour_augmentation(pool.crops(o.batch_size - drawn, o.size, (0.3, 1.0))) if drawn < o.batch_size else None
-        )
-        parts = [] if crops is None else [crops]
-        return torch.cat([*parts, patterns(drawn, o.size, self.device)] if drawn else parts)
-
     def _loss(self, photo: Tensor, painting: Tensor, identity: Tensor, weight: Tensor) -> Losses:
         """Of all pairs.
 
@@ -129,11 +142,11 @@ class _Run(Run):
         pairs = self.options.pairs
         with torch.no_grad():
             features = self.encoder.features(photo)
-            own = [_tile(code_from_moments(moments(f)), pairs) for f in features]
+            own = [tiled(code_from_moments(moments(f)), pairs) for f in features]
             theirs = [code_from_moments(moments(f)) for f in self.encoder.features(painting)]
             # The k-th pairing of photo i is with painting i + k; the mix brings in painting i + k + 1.
             wanted = [
-                _where(identity, mine, _paired(code, pairs).lerp(_paired(code, pairs, 1), weight))
+                where(identity, mine, paired(code, pairs).lerp(paired(code, pairs, 1), weight))
                 for mine, code in zip(own, theirs, strict=True)
             ]
             source = features[-1].repeat(pairs, 1, 1, 1)
@@ -166,20 +179,3 @@ class _Run(Run):
                 rows.append(torch.cat([painting, stylizer(a, stylizer.measure(painting))]))
         grid: Tensor = make_grid(torch.cat(rows).float().clamp(0, 1), nrow=6)
         return grid[None].cpu()
-
-
-def _tile(code: StyleCode, pairs: int) -> StyleCode:
-    return StyleCode(code.gamma.repeat(pairs, 1, 1, 1), code.beta.repeat(pairs, 1, 1, 1))
-
-
-def _paired(code: StyleCode, pairs: int, shift: int = 0) -> StyleCode:
-    """The code of painting i + k + shift for each photo i, one block for each k."""
-
-    def rolled(t: Tensor) -> Tensor:
-        return torch.cat([t.roll(-k - shift, 0) for k in range(pairs)])
-
-    return StyleCode(rolled(code.gamma), rolled(code.beta))
-
-
-def _where(mask: Tensor, a: StyleCode, b: StyleCode) -> StyleCode:
-    return StyleCode(torch.where(mask, a.gamma, b.gamma), torch.where(mask, a.beta, b.beta))

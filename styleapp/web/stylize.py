@@ -25,7 +25,7 @@ COLOUR_NAMES = {
     "histogram": "the painting, with the photo's histogram",
     "palette": "only the palette, no strokes",
 }
-NETWORKS = {"auto": "CIN for the styles that it has learned, else AdaIN", "adain": "AdaIN", "cin": "CIN"}
+NETWORKS = {"auto": "CIN where it can, else AdaIN", "adain": "AdaIN", "cin": "CIN"}
 
 
 def stylize_tab(service: Service, page: gr.Blocks) -> None:
@@ -51,7 +51,7 @@ def stylize_tab(service: Service, page: gr.Blocks) -> None:
                 painting = upload("Painting", 200)
                 gr.Markdown("While there is a painting here, it is the style.", elem_classes="hint")
             alpha = gr.Slider(0, 1, defaults.alpha, step=0.05, label="Strength")
-            style_size = stroke_field(service, "Stroke size (AdaIN; learned styles have their own)")
+            style_size = stroke_field(service, "Stroke size (of paintings; learned styles have their own)")
             with gr.Accordion("More", open=False):
                 networks = {k: v for k, v in NETWORKS.items() if k != "cin" or service.transfer.learned_styles}
                 norm = gr.Dropdown([(v, k) for k, v in networks.items()], value="auto", label="Network")
@@ -169,7 +169,7 @@ class _Handlers:
         """What "auto" stands for."""
         if norm != "auto":
             return norm
-        return "adain" if painting else self.service.network(style, color=color)
+        return self.service.network(painting or style, color=color)
 
     def picked(self, event: gr.SelectData) -> str:
         return self.service.thumbnails[event.index][1]

@@ -56,6 +56,31 @@ def test_a_resumed_run_equals_an_unbroken_one(folders, tmp_path):
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
 
 
+def test_a_predictor_learns_codes_of_any_painting(folders, tmp_path):
+    """Of paintings that have no row in the table: the losses fall, and the table has the rows that it should."""
+    options = replace(TINY, further_share=1.0, pattern_share=0.0, lr=3e-3, ema=0.9)
+    more = {"styles": ["1"], "further": folders[1]}
+    records = train(folders, tmp_path / "long.safetensors", replace(options, steps=80), **more)
+    assert records[0]["further"] == 3 and records[0]["styles"] == ["1"]
+    assert load_file(tmp_path / "long.safetensors")["codes"].shape[0] == 1
+
+    def losses(init: Path | None) -> float:
+        last = train(folders, tmp_path / f"{init is None}.safetensors", replace(options, steps=1), init=init, **more)
+        return last[-1]["content"] + 10 * last[-1]["style"]
+
+    assert losses(tmp_path / "long.safetensors") < 0.8 * losses(None)
+
+
+def test_with_a_predictor_a_resumed_run_equals_an_unbroken_one(folders, tmp_path):
+    train(folders, tmp_path / "whole.safetensors", further=folders[1])
+    broken = tmp_path / "broken.safetensors"
+    for _ in range(8):
+        train(folders, broken, further=folders[1], minutes=1e-5)
+    train(folders, broken, further=folders[1])
+    whole, resumed = load_file(tmp_path / "whole.safetensors"), load_file(broken)
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+
 def test_one_style_makes_an_instance_norm_network(folders, tmp_path):
     out = tmp_path / "in.safetensors"
     assert train(folders, out, styles=["1"])[0]["styles"] == ["1"]

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from styleapp.models import Decoder, Encoder, Stylizer
+from styleapp.models import CodePredictor, Decoder, Encoder, Stylizer
 from styleapp.pipeline import StyleTransfer
 
 TINY_VGG = (4, 4, "M", 6, 6, "M", 8, 8, 8, 8, "M", 16)
@@ -134,6 +134,18 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def transfer(weights: Path) -> StyleTransfer:
     return StyleTransfer("cpu", "fp32", weights=weights)
+
+
+@pytest.fixture
+def foreseeing(weights: Path) -> StyleTransfer:
+    """With a predictor, so that its CIN network takes any painting."""
+    transfer = StyleTransfer("cpu", "fp32", weights=weights)
+    network = transfer.conditional("cin").stylizer
+    torch.manual_seed(0)
+    predictor = CodePredictor(sum(network.encoder.layer_channels.values()), network.code_channels, hidden=8)
+    torch.nn.init.normal_(predictor.last.weight, std=0.1)
+    network.predictor = predictor.requires_grad_(False)
+    return transfer
 
 
 def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> Image.Image:

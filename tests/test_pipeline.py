@@ -14,7 +14,6 @@ from PIL import Image
 from styleapp.errors import DeviceError, ImageError, OptionError
 from styleapp.files import Animation, read_image
 from styleapp.images import from_pil
-from styleapp.models import CodePredictor
 from styleapp.options import Options
 from styleapp.pipeline import StyleTransfer, find_device, find_precision
 from styleapp.training.cin import learn_code
@@ -255,16 +254,6 @@ class TestAuto:
             transfer.animate(film, "great-wave", o).frames for o in (options, replace(options, norm="adain"))
         )
         assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(found, wanted, strict=True))
-
-    @pytest.fixture
-    def foreseeing(self, transfer) -> StyleTransfer:
-        """With a predictor, so that the CIN network takes any painting."""
-        network = transfer.conditional("cin").stylizer
-        torch.manual_seed(0)
-        predictor = CodePredictor(sum(network.encoder.layer_channels.values()), network.code_channels, hidden=8)
-        torch.nn.init.normal_(predictor.last.weight, std=0.1)
-        network.predictor = predictor.requires_grad_(False)
-        return transfer
 
     def test_a_predictor_takes_paintings_to_cin(self, foreseeing, photo, painting):
         for style, options in (

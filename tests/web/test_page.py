@@ -338,7 +338,7 @@ def test_no_serious_barrier(visit, tab):
     assert not serious, [(v["id"], v["nodes"][0]["html"][:300]) for v in serious]
 
 
-def test_a_painting_of_ones_own_goes_through_adain(visit, photo, transfer, tmp_path):
+def test_a_painting_of_ones_own(visit, photo, transfer, tmp_path):
     noise(64, 64, seed=9).save(tmp_path / "painting.png")
     visitor = visit()
     visitor.upload(photo)

@@ -133,4 +133,11 @@ def test_only_names_of_styles_are_names(transfer, photos):
         with pytest.raises(OptionError, match="unknown style"):
             service.check_names("great-wave", name)
     assert service.network("great-wave") == "cin" and service.network("great-wave", color="coral") == "adain"
+    assert service.network(str(photos[0])) == "adain"
+
+
+def test_with_a_predictor_uploads_go_through_cin(foreseeing, photos):
+    service = Service(foreseeing)
+    assert service.network(str(photos[0])) == "cin" and service.network("great-wave", str(photos[0])) == "cin"
+    assert service.network(str(photos[0]), color="palette") == "adain" and service.network("great-wav") == "adain"
     assert from_pil(service.thumbnails[0][0]).size[0] >= 160

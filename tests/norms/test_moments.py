@@ -40,6 +40,21 @@ def test_statistics_of_half_precision_are_float32(dtype):
     assert m.var.item() == 512**2
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", [(1, 3, 300, 257), (2, 5, 8, 8), (3, 1, 1, 1), (1, 2, 3, 70_000), (1, 4, 1_000, 40)])
+def test_half_precision_equals_float64(shape, dtype, layout):
+    """With large means, in both memory formats, whole and cut out of a larger tensor."""
+    x = torch.randn(*shape) * 2 + 50 * torch.rand(shape[0], shape[1], 1, 1)
+    x = x.to(dtype).contiguous(memory_format=layout)
+    for part in (x, x[..., 1:-1, 2:-1]) if shape[2] > 2 else (x,):
+        m, wide = moments(part), part.double()
+        assert m.mean.dtype == m.var.dtype == torch.float32
+        assert m.mean.shape == m.var.shape == (*shape[:2], 1, 1)
+        assert torch.allclose(m.mean.double(), wide.mean((2, 3), keepdim=True), rtol=1e-5)
+        assert torch.allclose(m.var.double(), wide.var((2, 3), correction=0, keepdim=True), rtol=1e-4, atol=1e-6)
+
+
 def test_memory_format_does_not_matter():
     x = torch.randn(2, 5, 6, 7)
     a, b = moments(x), moments(x.contiguous(memory_format=torch.channels_last))

@@ -75,8 +75,8 @@ def _instance_moments(x: Tensor, most: int = 2**15) -> Moments:
 
 
 def _batch_moments(x: Tensor) -> Moments:
-    running = torch.zeros(2, x.shape[1])  # never read; float32 makes the results so
-    mean, var = torch.batch_norm_update_stats(x, *running, momentum=0.0)
+    running = torch.zeros(x.shape[1])  # of no consequence, but its float32 makes the results so
+    mean, var = torch.batch_norm_update_stats(x, running, running.clone(), momentum=0.0)
     return Moments(x.shape[-2] * x.shape[-1], mean.view(1, -1, 1, 1), var.view(1, -1, 1, 1))
 
 

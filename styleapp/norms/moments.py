@@ -38,7 +38,7 @@ def moments(x: Tensor, over: Sequence[int] = (2, 3)) -> Moments:
 
     Computed in float32, or float64 if ``x`` is that, whatever the dtype of ``x``, by the corrected
     two-pass formula (Chan, Golub and LeVeque 1983, eq. 1.7): large means lose no accuracy. Instance moments of
-    half precision on a CPU, where no gradient is wanted, are two-pass too, in parts that are merged.
+    half precision on a CPU, where gradients are off, are two-pass too, in parts that are merged.
 
     Args:
         x: any shape; (N, C, H, W) with ``over=(2, 3)`` gives the instance moments, (N, C, 1, 1).
@@ -59,8 +59,7 @@ def moments(x: Tensor, over: Sequence[int] = (2, 3)) -> Moments:
 
 def _is_quick(x: Tensor, over: tuple[int, ...]) -> bool:
     instance = x.dim() == 4 and over == (2, 3) and x.device.type == "cpu"
-    half = x.dtype in (torch.bfloat16, torch.float16)
-    return instance and half and not (torch.is_grad_enabled() and x.requires_grad)
+    return instance and x.dtype in (torch.bfloat16, torch.float16) and not torch.is_grad_enabled()
 
 
 def _instance_moments(x: Tensor, most: int = 2**15) -> Moments:

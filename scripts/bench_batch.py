@@ -28,7 +28,7 @@ from styleapp.batch import Done, Settings, Task, Worker, find_photos, make_jobs
 from styleapp.batch.cluster import run_ray
 from styleapp.batch.processes import run_processes, settings_of_workers
 from styleapp.errors import OptionError
-from styleapp.learn import example_photos
+from styleapp.files import example_photos
 from styleapp.memory import resident
 from styleapp.options import Options
 

@@ -29,7 +29,7 @@ import psutil
 import torch
 from PIL import Image
 
-from styleapp.learn import example_photos
+from styleapp.files import example_photos
 
 SIZES = (128, 192, 256, 384, 512)
 

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ __all__ = [
     "Animation",
     "atomic_path",
     "check_output",
+    "example_photos",
     "opened",
     "read_animation",
     "read_image",
@@ -397,3 +399,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def example_photos() -> list[Path]:
+    """The photos of the demo, in the installed package or the source tree."""
+    here = Path(str(resources.files("styleapp")))
+    for folder in (here / "_examples", here.parent / "examples"):
+        if folder.is_dir():
+            return sorted(folder.glob("*.jpg"))
+    return []

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib import resources
 from pathlib import Path
 
 import torch
 
 from styleapp.errors import OptionError, WeightsError
-from styleapp.files import read_image, save_picture
+from styleapp.files import example_photos, read_image, save_picture
 from styleapp.images import filled
 from styleapp.models import StyleCode
 from styleapp.options import Options
@@ -83,12 +82,3 @@ def learn_style(
         },
     }
     return transfer.save_style(painting, name, overwrite=overwrite, learned=learned.code, about=about), learned
-
-
-def example_photos() -> list[Path]:
-    """The photos of the demo, in the installed package or the source tree."""
-    here = Path(str(resources.files("styleapp")))
-    for folder in (here / "_examples", here.parent / "examples"):
-        if folder.is_dir():
-            return sorted(folder.glob("*.jpg"))
-    return []

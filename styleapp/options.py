@@ -213,7 +213,8 @@ class ConditionalOptions(TrainOptions):
     Attributes:
         style_size: short side at which the paintings are measured.
         code_lr: learning rate of the codes at its peak.
-        predictor_lr: learning rate of the predictor of codes for further paintings, where there are any.
+        predictor_lr: learning rate of the predictor of codes for further paintings, where there are any; of its first
+            layers, a twentieth.
         further_share: share of samples whose style is one of them.
         pattern_share: share of those that are drawn by us.
     """
@@ -221,6 +222,6 @@ class ConditionalOptions(TrainOptions):
     steps: int = 30_000
     style_size: int = 512
     code_lr: float = 5e-3
-    predictor_lr: float = 2e-4
+    predictor_lr: float = 3e-4
     further_share: float = 0.7
     pattern_share: float = 0.05

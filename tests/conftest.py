@@ -143,7 +143,9 @@ def foreseeing(weights: Path) -> StyleTransfer:
     network = transfer.conditional("cin").stylizer
     torch.manual_seed(0)
     predictor = CodePredictor(sum(network.encoder.layer_channels.values()), network.code_channels, hidden=8)
-    torch.nn.init.normal_(predictor.last.weight, std=0.1)
+    for layer in (predictor.last, predictor.correct):
+        torch.nn.init.normal_(layer.weight, std=0.1)
+    predictor.probe.uniform_()
     network.predictor = predictor.requires_grad_(False)
     return transfer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,33 +14,49 @@ if TYPE_CHECKING:
 
 __all__ = ["CodePredictor"]
 
+PROBE_SIZE = 192
+"""Sides of the probe, in pixels."""
+
 
 class CodePredictor(nn.Module):
     """Corrects measured codes of a conditional network as learning would change them, at once.
 
-        z = (log σ, log(μ + 0.01)) at relu1_1 to relu4_1, standardised over paintings and cut at ±4
-        (a, b) = 3 tanh((W₂ gelu(W₁ z + b₁) + b₂) / 3),   γ = γ' · exp(a),   β = β' + γ' · b
+        s = (log σ, log(μ + 0.01)) at relu1_1 to relu4_1
+        z = s of the painting, standardised over paintings and cut at ±4
+        (a, b) = W₂ gelu(W₁ z + b₁) + b₂
+        e = (s of what the network makes of a probe with this code) - (s of the painting), in the units of z, cut at ±4
+        (a, b) += V₂ gelu(V₁ (z, e) + c₁)
+        γ = γ' · exp(3 tanh(a / 3)),   β = β' + γ' · 3 tanh(b / 3)
 
     with (γ', β') as measured: a style prediction network (Ghiasi et al. 2017, section 3) that looks at what the style
-    loss compares and starts from the measured code, which W₂ = 0 leaves as it is. The bounds are for pictures that no
-    training saw, a sheet of one colour for example.
+    loss compares and starts from the measured code, which W₂ = V₂ = 0 leaves as it is. What a code gets wrong is much
+    the same for all photos, so it is tried on one, the probe, and what shows there is corrected (iterative amortised
+    inference, Marino et al. 2018). The bounds are for pictures that no training saw, a sheet of one colour for example.
 
     Args:
         seen: channels of relu1_1 to relu4_1 together.
         channels: of the codes.
         hidden: units between.
+
+    Attributes:
+        probe: (1, 3, H, W), a photo in [0,1]; kept with the weights, because they were trained with it.
     """
 
     mean: Tensor
     scale: Tensor
+    probe: Tensor
 
     def __init__(self, seen: int, channels: int, hidden: int = 256) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(2 * seen))
         self.register_buffer("scale", torch.ones(2 * seen))
+        self.register_buffer("probe", torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE))
         self.first = nn.Linear(2 * seen, hidden)
         self.last = nn.Linear(hidden, 2 * channels)
-        nn.init.zeros_(self.last.weight)
+        self.look = nn.Linear(4 * seen, hidden)
+        self.correct = nn.Linear(hidden, 2 * channels, bias=False)
+        for layer in (self.last, self.correct):
+            nn.init.zeros_(layer.weight)
         nn.init.zeros_(self.last.bias)
 
     @staticmethod
@@ -53,9 +70,24 @@ class CodePredictor(nn.Module):
         self.mean.copy_(z.mean(0))
         self.scale.copy_(z.std(0) + 0.1)
 
-    def forward(self, seen: StyleCode, measured: StyleCode) -> StyleCode:
-        """The corrected codes, (N, C, 1, 1), of joined codes of relu1_1 to relu4_1 and measured ones."""
-        z = ((self.logarithms(seen) - self.mean) / self.scale).clamp(-4, 4)
-        change = 3 * torch.tanh(self.last(F.gelu(self.first(z))) / 3)
-        a, b = change[:, :, None, None].chunk(2, 1)
-        return type(measured)(measured.gamma * a.exp(), measured.beta + measured.gamma * b)
+    def forward(self, seen: StyleCode, measured: StyleCode, tried: Callable[[StyleCode], StyleCode]) -> StyleCode:
+        """The corrected codes, (N, C, 1, 1).
+
+        Args:
+            seen: joined codes of relu1_1 to relu4_1 of the paintings.
+            measured: their codes.
+            tried: joined codes of relu1_1 to relu4_1 of the probe in each of N codes. No gradient passes through it.
+        """
+        wanted = self.logarithms(seen)
+        z = ((wanted - self.mean) / self.scale).clamp(-4, 4)
+        change = self.last(F.gelu(self.first(z)))
+        with torch.no_grad():
+            found = self.logarithms(tried(_changed(measured, change)))
+            error = ((found - wanted) / self.scale).clamp(-4, 4)
+        change = change + self.correct(F.gelu(self.look(torch.cat([z, error], 1))))
+        return _changed(measured, change)
+
+
+def _changed(measured: StyleCode, change: Tensor) -> StyleCode:
+    a, b = (3 * torch.tanh(change[:, :, None, None] / 3)).chunk(2, 1)
+    return type(measured)(measured.gamma * a.exp(), measured.beta + measured.gamma * b)

@@ -145,8 +145,16 @@ class Stylizer(nn.Module):
         code = self.measured(features[-1], weight)
         if self.predictor is None:
             return code
-        found: StyleCode = self.predictor(StyleCode.join([self._code_of(f, weight) for f in features]), code)
+        seen = StyleCode.join([self._code_of(f, weight) for f in features])
+        found: StyleCode = self.predictor(seen, code, self.tried)
         return found
+
+    def tried(self, code: StyleCode) -> StyleCode:
+        """Joined codes of relu1_1 to relu4_1 of the predictor's probe in each of N codes."""
+        assert self.predictor is not None
+        probe = self.encoder(self.predictor.probe)
+        pictures = self.restyled(probe.expand(len(code.gamma), -1, -1, -1), code)
+        return StyleCode.join([self._code_of(f, None) for f in self.encoder.features(pictures)])
 
     def measured(self, features: Tensor, weight: Tensor | None = None) -> StyleCode:
         """As :meth:`measure`, of the features of a painting, without the predictor."""

@@ -15,8 +15,9 @@ from torchvision.transforms import v2
 from torchvision.utils import make_grid
 
 from styleapp.errors import ImageError, OptionError
-from styleapp.files import SUFFIXES, read_image
+from styleapp.files import SUFFIXES, example_photos, read_image
 from styleapp.models import CodePredictor, Decoder, Encoder, StyleCode, Stylizer, code_from_moments
+from styleapp.models.predictor import PROBE_SIZE
 from styleapp.norms import moments
 from styleapp.options import ConditionalOptions
 from styleapp.training.data import ImagePool, painting_crops
@@ -132,6 +133,7 @@ class _Run(Run):
             predictor = CodePredictor(sum(encoder.layer_channels.values()), stylizer.code_channels).to(device)
             if init is None or not load_predictor(predictor, init):
                 predictor.standardize(_statistics(encoder, further, options.size))
+                predictor.probe.copy_(_probe(PROBE_SIZE))
         with torch.no_grad():
             codes = [known.get(name) or stylizer.measure(p.to(device)) for name, p in paintings.items()]
             table = _rows([code.to(device) for code in codes])
@@ -143,11 +145,14 @@ class _Run(Run):
             {"params": list(decoder.parameters()), "lr": options.lr},
             {"params": [self.model.gamma, self.model.beta], "lr": options.code_lr, "weight_decay": 0.0},
         ]
-        if predictor is not None:
-            groups.append({"params": list(predictor.parameters()), "lr": options.predictor_lr, "weight_decay": 1e-2})
+        if predictor is not None:  # a step of Adam changes a sum of thousands of inputs by so much more
+            wide = [predictor.first.weight, predictor.look.weight]
+            narrow = [p for p in predictor.parameters() if all(p is not w for w in wide)]
+            for parameters, lr in ((wide, options.predictor_lr / 20), (narrow, options.predictor_lr)):
+                groups.append({"params": parameters, "lr": lr, "weight_decay": 1e-2})
         super().__init__(encoder, self.model, options, device, groups)
         self.photos, self.further = photos, further
-        self.stylizer = Stylizer(self.encoder, decoder, conditional=True)
+        self.stylizer = Stylizer(self.encoder, decoder, conditional=True, predictor=predictor)
         self.loss = torch.compile(self._loss) if options.compile else self._loss
 
     def losses(self) -> Losses:
@@ -181,11 +186,15 @@ class _Run(Run):
                     measured = self.stylizer.measured(features[-1])
                 found = [code_from_moments(moments(f)) for f in features]
             assert self.model.predictor is not None
-            of_painting = self.model.predictor(StyleCode.join(found), measured)
+            of_painting = self.model.predictor(StyleCode.join(found), measured, self._tried)
             code = where(predicted, of_painting, code)
             wanted = [where(predicted, f, w) for f, w in zip(found, wanted, strict=True)]
         seen = _seen(self.encoder, photo)
         return _losses(self.stylizer, photo, seen, code, wanted, strength, self.options)
+
+    def _tried(self, code: StyleCode) -> StyleCode:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
+            return self.stylizer.tried(code)
 
     def state(self) -> dict[str, Tensor]:
         """Decoder and codes."""
@@ -212,6 +221,15 @@ class _Run(Run):
                 rows.append(stylizer(photos, model.code(torch.tensor([i], device=self.device))))
         grid: Tensor = make_grid(torch.cat(rows).float().clamp(0, 1), nrow=5)
         return grid[None].cpu()
+
+
+def _probe(size: int) -> Tensor:
+    """The middles of the photos of the demo side by side, (1, 3, size, size)."""
+    photos = [_centre(read_image(path).rgb, size) for path in example_photos()]
+    if not photos:
+        raise ImageError("the photos of the demo, which the predictor of codes looks at, are not there")
+    width = math.ceil(size / len(photos))
+    return torch.cat([v2.functional.center_crop(photo, [size, width]) for photo in photos], -1)[..., :size]
 
 
 @torch.no_grad()

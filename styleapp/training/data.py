@@ -84,6 +84,7 @@ _COLOUR = v2.Compose(
         v2.RandomApply([v2.RandomChannelPermutation()], p=0.3),
         v2.RandomInvert(p=0.15),
         v2.RandomApply([v2.ColorJitter(brightness=0.3, contrast=0.4, saturation=0.5, hue=0.5)], p=0.5),
+        v2.RandomApply([v2.ColorJitter(contrast=(1.5, 4.0), saturation=(1.0, 2.0))], p=0.15),  # as posters have it
         v2.RandomVerticalFlip(p=0.2),
     ]
 )

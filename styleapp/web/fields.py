@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from styleapp.learn import example_photos
+from styleapp.files import example_photos
 from styleapp.web.service import Service
 
 __all__ = ["cancels", "photo_field", "previews", "stroke_field", "style_field", "upload"]

@@ -279,7 +279,7 @@ class Service:
 
     def _thumbnails(self) -> list[tuple[Image.Image, str]]:
         """The same photo in every named style, small, with the name of each."""
-        from styleapp.learn import example_photos
+        from styleapp.files import example_photos
 
         photos = example_photos()
         if not photos:

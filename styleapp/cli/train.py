@@ -59,7 +59,7 @@ def train_adain(
     style: Annotated[Path, typer.Option(help="Folder of paintings.")],
     out: Annotated[Path, typer.Option(help="Where to write the decoder (.safetensors).")],
     options: DecoderOptions,
-    init: Annotated[Path | None, typer.Option(help="A decoder to start from.")] = None,
+    init: Annotated[Path | None, typer.Option(help="A decoder of this width or less to start from.")] = None,
     minutes: Minutes = float("inf"),
     sample_minutes: SampleMinutes = 10.0,
     device: Device = "auto",
@@ -104,7 +104,9 @@ def train_cin(
         Path | None,
         typer.Option(help="Folder of any paintings: a predictor of codes for those without a row is trained too."),
     ] = None,
-    init: Annotated[Path | None, typer.Option(help="A decoder, or a network of this kind, to start from.")] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="A decoder, or a network of this kind, of this width or less, to start from.")
+    ] = None,
     minutes: Minutes = float("inf"),
     sample_minutes: SampleMinutes = 10.0,
     device: Device = "auto",

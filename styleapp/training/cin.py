@@ -21,10 +21,10 @@ from styleapp.models.predictor import PROBE_SIZE
 from styleapp.norms import moments
 from styleapp.options import ConditionalOptions
 from styleapp.training.data import ImagePool, painting_crops
-from styleapp.training.decoder import load_decoder, load_predictor
 from styleapp.training.loop import Losses, Report, Run, new_decoder, train
 from styleapp.training.losses import content_loss, grid_loss, style_loss
 from styleapp.training.pairs import tiled, where
+from styleapp.training.start import Start
 
 __all__ = ["ConditionalOptions", "Learned", "learn_code", "read_paintings", "train_conditional"]
 
@@ -76,7 +76,8 @@ def train_conditional(
             the styles are in its metadata. What lies beside it is said at :func:`styleapp.training.loop.train`.
         styles: only these of the folder.
         further: folder of further paintings, which get no code of their own.
-        init: a decoder, or a network of this kind with its codes, to start from, if there is no checkpoint.
+        init: a decoder, or a network of this kind with its codes, of this width or less, to start from, if there is no
+            checkpoint.
         more: ``minutes``, ``checkpoint_minutes`` and ``sample_minutes`` of that function.
 
     Raises:
@@ -125,18 +126,20 @@ class _Run(Run):
         torch.manual_seed(options.seed)
         encoder.to(device)
         decoder = new_decoder(encoder, options.width)
-        known = {} if init is None else load_decoder(decoder, init)
+        start = None if init is None else Start.read(init)
+        if start is not None:
+            start.fill_decoder(decoder)
         decoder.to(device).to(memory_format=torch.channels_last)
         stylizer = Stylizer(encoder, decoder, conditional=True)
         predictor = None
         if further is not None:
             predictor = CodePredictor(sum(encoder.layer_channels.values()), stylizer.code_channels).to(device)
-            if init is None or not load_predictor(predictor, init):
+            if start is None or not start.fill_predictor(predictor, stylizer):
                 predictor.standardize(_statistics(encoder, further, options.size))
                 predictor.probe.copy_(_probe(PROBE_SIZE))
         with torch.no_grad():
-            codes = [known.get(name) or stylizer.measure(p.to(device)) for name, p in paintings.items()]
-            table = _rows([code.to(device) for code in codes])
+            codes = {name: stylizer.measure(painting.to(device)) for name, painting in paintings.items()}
+            table = _rows([c if start is None else start.code(name, c, stylizer) for name, c in codes.items()])
             wanted = [_layer_codes(encoder, p.to(device)) for p in paintings.values()]
         self.names = list(paintings)
         self.wanted = [_rows(of_layer) for of_layer in zip(*wanted, strict=True)]

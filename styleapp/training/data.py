@@ -85,6 +85,7 @@ _COLOUR = v2.Compose(
         v2.RandomInvert(p=0.15),
         v2.RandomApply([v2.ColorJitter(brightness=0.3, contrast=0.4, saturation=0.5, hue=0.5)], p=0.5),
         v2.RandomApply([v2.ColorJitter(contrast=(1.5, 4.0), saturation=(1.0, 2.0))], p=0.15),  # as posters have it
+        v2.RandomGrayscale(p=0.08),  # ink and engravings
         v2.RandomVerticalFlip(p=0.2),
     ]
 )
@@ -104,10 +105,10 @@ def painting_crops(pool: ImagePool, count: int, size: int, pattern_share: float 
 
 
 def patterns(count: int, size: int, device: torch.device | str = "cpu") -> Tensor:
-    """(count, 3, size, size) in [0,1]: stripes, checks, rings, cells and noise in random palettes."""
+    """(count, 3, size, size) in [0,1]: stripes, checks, rings, cells, noise and curls in random palettes."""
     axis = torch.linspace(-1, 1, size, device=device)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
-    return torch.cat([_palette(_field(kind, x, y)) for kind in torch.randint(5, (count,)).tolist()])
+    return torch.cat([_palette(_field(kind, x, y)) for kind in torch.randint(6, (count,)).tolist()])
 
 
 def _field(kind: int, x: Tensor, y: Tensor) -> Tensor:
@@ -126,17 +127,31 @@ def _field(kind: int, x: Tensor, y: Tensor) -> Tensor:
         points = torch.rand(int(8 + 4 * frequency), 2, device=x.device) * 2 - 1
         distance = torch.hypot(x[..., None] - points[:, 0], y[..., None] - points[:, 1]).amin(-1)
         return distance / distance.max()
-    noise = torch.zeros_like(x)  # noise of several octaves, as clouds and canvas have it
-    for octave in range(2, 7):
-        grid = torch.randn(1, 1, 2**octave, 2**octave, device=x.device)
-        fine = F.interpolate(grid, x.shape, mode="bicubic", align_corners=True)[0, 0]
-        noise += fine * 2 ** (-octave * 2 * shift)
+    if kind == 4:  # noise of several octaves, as clouds and canvas have it
+        return _noise(x, range(2, 7), 2 * shift)
+    curls = _noise(x, range(2, 4 + int(2 * shift)), 1.0)  # bands between its heights, mirrored, as ornaments are
+    if angle < 0.5:
+        curls = torch.maximum(curls, curls.flip(-1))
+    if angle < 0.25:
+        curls = torch.maximum(curls, curls.flip(-2))
+    return 0.5 + 0.5 * torch.sin(math.pi * frequency * curls)
+
+
+def _noise(like: Tensor, octaves: range, fall: float) -> Tensor:
+    """Smooth noise in [0,1]; each octave has 2 to the power of ``-fall`` of the amplitude of the one before."""
+    noise = torch.zeros_like(like)
+    for octave in octaves:
+        grid = torch.randn(1, 1, 2**octave, 2**octave, device=like.device)
+        fine = F.interpolate(grid, like.shape, mode="bicubic", align_corners=True)[0, 0]
+        noise += fine * 2 ** (-octave * fall)
     return (noise - noise.min()) / (noise.max() - noise.min())
 
 
 def _palette(field: Tensor) -> Tensor:
-    """Colours for a scalar field: a random palette of 2 to 5, in steps or blended. (1, 3, H, W)."""
+    """Colours for a scalar field: a palette of 2 to 5, now and then pure ones, in steps or blended. (1, 3, H, W)."""
     colours = torch.rand(1, 3, 1, int(torch.randint(2, 6, ())), device=field.device)
+    if torch.rand(()) < 0.33:
+        colours = colours.round()
     steps = bool(torch.rand(()) < 0.5)
     row = torch.stack([field * 2 - 1, torch.zeros_like(field)], -1)[None]
     return F.grid_sample(

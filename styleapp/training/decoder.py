@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from styleapp.errors import WeightsError
-from styleapp.models import CodePredictor, Decoder, Encoder, StyleCode, Stylizer, code_from_moments
+from styleapp.models import Decoder, Encoder, Stylizer, code_from_moments
 from styleapp.norms import moments
 from styleapp.options import DecoderOptions
 from styleapp.training.data import ImagePool, painting_crops
 from styleapp.training.loop import Losses, Report, Run, new_decoder, train
 from styleapp.training.losses import content_loss, grid_loss, style_loss
 from styleapp.training.pairs import paired, tiled, where
+from styleapp.training.start import Start
 
-__all__ = ["DecoderOptions", "load_decoder", "load_predictor", "train_decoder"]
-
-PREDICTOR = "predictor."
-"""What its tensors begin with in the file of a conditional network."""
+__all__ = ["DecoderOptions", "train_decoder"]
 
 
 def train_decoder(
@@ -45,7 +39,7 @@ def train_decoder(
         encoder: trained and frozen.
         content, style: folders of photographs and of paintings.
         out: safetensors file, fp16; what lies beside it is said at :func:`styleapp.training.loop.train`.
-        init: weights to start from, if there is no checkpoint.
+        init: weights of this width or less to start from, if there is no checkpoint.
         report: called with each record of the log.
         more: ``minutes``, ``checkpoint_minutes`` and ``sample_minutes`` of that function.
 
@@ -58,42 +52,9 @@ def train_decoder(
     paintings = ImagePool(style, device=device, skipped=lambda e: report({"skipped": str(e)}))
     run = _Run(encoder, options, torch.device(device), photos, paintings)
     if init is not None:
-        load_decoder(run.decoder, init)
+        Start.read(init).fill_decoder(run.decoder)
         run.ema.module.load_state_dict(run.decoder.state_dict())
     return train(run, out, report=report, photos=len(photos), paintings=len(paintings), **more)
-
-
-def load_decoder(decoder: Decoder, file: Path) -> dict[str, StyleCode]:
-    """Fill a decoder from its own file, or from that of a conditional network, whose codes are returned by name.
-
-    Raises:
-        WeightsError: if the file holds no decoder of this shape.
-    """
-    try:
-        tensors = load_file(file)
-        table = tensors.pop("codes", torch.empty(0)).float()
-        state = {k.removeprefix("decoder."): v.float() for k, v in tensors.items() if not k.startswith(PREDICTOR)}
-        decoder.load_state_dict(state)
-        with safe_open(file, "pt") as stored:
-            names = json.loads((stored.metadata() or {}).get("styles", "[]"))
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise WeightsError(f"{file}: not a decoder of width {decoder.width}: {error}") from None
-    return {n: StyleCode(*rows.view(2, 1, -1, 1, 1)) for n, rows in zip(names, table, strict=True)}
-
-
-def load_predictor(predictor: CodePredictor, file: Path) -> bool:
-    """Fill a predictor from the file of a conditional network; false where that has none.
-
-    Raises:
-        WeightsError: if it has one of another shape.
-    """
-    try:
-        state = {k.removeprefix(PREDICTOR): v.float() for k, v in load_file(file).items() if k.startswith(PREDICTOR)}
-        if state:
-            predictor.load_state_dict(state)
-    except RuntimeError as error:
-        raise WeightsError(f"{file}: not a predictor of this shape: {error}") from None
-    return bool(state)
 
 
 class _Run(Run):

@@ -94,7 +94,7 @@ def test_what_does_not_fit_is_told(folders, tmp_path):
         read_paintings(tmp_path / "nowhere", 32)
     bad = tmp_path / "bad.safetensors"
     bad.write_bytes(b"nothing")
-    with pytest.raises(WeightsError, match="bad.safetensors: not a decoder of width 1"):
+    with pytest.raises(WeightsError, match="bad.safetensors: not a file of weights"):
         train(folders, tmp_path / "b.safetensors", init=bad)
 
 

@@ -60,6 +60,13 @@ def pictures(transfer: StyleTransfer, out: Path) -> Comparison:
     return sweep
 
 
+def widths() -> str:
+    """Of the decoders of the three methods, as shipped."""
+    files = json.loads(Path("weights/manifest.json").read_text(encoding="utf-8"))["files"]
+    names = {"adain_decoder": "AdaIN", "cin": "CIN", "in_great-wave": "IN"}
+    return ", ".join(f"{files[file]['config']['width']:g} ({method})" for file, method in names.items())
+
+
 def load(name: str) -> Any:
     return json.loads((ROOT / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
 
@@ -103,7 +110,7 @@ def page(d: dict[str, Any], sweep: Comparison) -> str:
     return f"""# IN, CIN and AdaIN compared
 
 Made by `python scripts/compare_doc.py` from the shipped weights and [benchmarks/compare.json](../benchmarks/compare.json)
-(`{d["command"]}`). The networks are provisional ([model cards](../weights/README.md)): all have the same half-width decoder, trained on a CPU.
+(`{d["command"]}`). The networks are provisional ([model cards](../weights/README.md)): decoders with {widths()} of the paper' channels, trained on a CPU.
 
 ![Three styles by five methods](images/compare.jpg)
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The whole list of work for a GPU, in pieces of under ten minutes. Each piece goes on where the last one stopped.
 #
-#   scripts/gpu.sh train [MINUTES]   the release decoder: full width, 60,000 steps of 16 pairs at 256 px
-#   scripts/gpu.sh cin [MINUTES]     the CIN network: 24 paintings and a predictor for others, 30,000 steps; after the decoder
+#   scripts/gpu.sh train [MINUTES]   the release decoder: full width, 60,000 steps of 16 pairs at 256 px, from the shipped one
+#   scripts/gpu.sh cin [MINUTES]     the CIN network: 24 paintings and a predictor for others, 30,000 steps, from the shipped one
 #   scripts/gpu.sh in [MINUTES]      IN networks for three paintings, 10,000 steps each, from the CIN network
 #   scripts/gpu.sh ablation [MINUTES] small decoders with norms inside, 10,000 steps each
 #   scripts/gpu.sh evaluate          losses of what lies in runs/, on data/eval
@@ -21,24 +21,26 @@ mkdir -p "$RUNS"
 
 if [ -n "$TOY" ]; then
     DEVICE=auto TRAIN=(--width 0.0625 --steps 3 --batch-size 2 --pairs 1 --size 32)
-    CIN=(--width 0.0625 --steps 3 --batch-size 1 --pairs 1 --size 32 --style-size 32) IN=("${CIN[@]}") ABLATION=(--steps 1) SIZES=(32) RUNS_TIMED=1 EVAL=32
+    CIN=(--width 0.0625 --steps 3 --batch-size 1 --pairs 1 --size 32 --style-size 32) IN=("${CIN[@]}") ABLATION=(--steps 1) INIT_TRAIN=() INIT_CIN=() SIZES=(32) RUNS_TIMED=1 EVAL=32
 else
     DEVICE=cuda TRAIN=(--width 1 --steps 60000 --batch-size 8 --pairs 2 --size 256 --lr 1e-3 --identity-weight 100 --grid-weight 20 --compile)
-    CIN=(--width 1 --steps 30000 --batch-size 8 --pairs 2 --size 256 --lr 6e-4 --identity-weight 100 --grid-weight 20 --compile)
+    CIN=(--width 1 --steps 30000 --batch-size 8 --pairs 2 --size 256 --lr 6e-4 --code-lr 3e-3 --identity-weight 100 --grid-weight 20
+        --style-weight 3 --further-share 0.8 --pattern-share 0.1 --compile)
     IN=(--width 1 --steps 10000 --batch-size 8 --pairs 1 --size 256 --lr 4e-4 --identity-weight 100 --grid-weight 20 --compile)
     ABLATION=(--steps 10000 --size 256 --compile)
+    INIT_TRAIN=(--init weights/adain_decoder.safetensors) INIT_CIN=(--init weights/cin.safetensors)
     SIZES=(256 512 1024 2048) RUNS_TIMED=20 EVAL=512
 fi
 OUT=$RUNS/adain_decoder.safetensors
 
 train() {
     "$PYTHON" -m styleapp train adain --content "$DATA/train/content" --style "$DATA/train/style" --out "$OUT" \
-        --device "$DEVICE" --minutes "${1:-8.5}" --sample-minutes 4 "${TRAIN[@]}"
+        --device "$DEVICE" --minutes "${1:-8.5}" --sample-minutes 4 "${TRAIN[@]}" "${INIT_TRAIN[@]}"
 }
 
 cin() {
     "$PYTHON" -m styleapp train cin --content "$DATA/train/content" --gallery "$DATA/gallery" --further "$DATA/train/style" \
-        --out "$RUNS/cin.safetensors" --init "$OUT" --device "$DEVICE" --minutes "${1:-8.5}" --sample-minutes 4 "${CIN[@]}"
+        --out "$RUNS/cin.safetensors" --device "$DEVICE" --minutes "${1:-8.5}" --sample-minutes 4 "${CIN[@]}" "${INIT_CIN[@]}"
 }
 
 instance() {
@@ -56,11 +58,15 @@ ablation() {
 }
 
 evaluate() {
-    local weights=$RUNS/weights
+    local weights=$RUNS/weights norm new=()
     rm -rf "$weights" && cp -r weights "$weights"
-    "$PYTHON" scripts/release.py --folder "$weights" --decoder "$OUT"
-    STYLEAPP_WEIGHTS=$weights "$PYTHON" -m styleapp evaluate --content "$DATA/eval/content" --style "$DATA/eval/style" \
-        --size "$EVAL" --device "$DEVICE" --json | tee "$RUNS/evaluate.json"
+    [ ! -f "$OUT" ] || new+=(--decoder "$OUT")
+    [ ! -f "$RUNS/cin.safetensors" ] || new+=(--cin "$RUNS/cin.safetensors")
+    "$PYTHON" scripts/release.py --folder "$weights" "${new[@]}"
+    for norm in adain cin; do
+        STYLEAPP_WEIGHTS=$weights "$PYTHON" -m styleapp evaluate --content "$DATA/eval/content" --style "$DATA/eval/style" \
+            --norm "$norm" --size "$EVAL" --device "$DEVICE" --json | tee "$RUNS/evaluate_$norm.json"
+    done
 }
 
 run_tests() {

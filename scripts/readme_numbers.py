@@ -101,9 +101,11 @@ def page() -> list[Row]:
 def table() -> str:
     cpu = load("cpu")
     m = cpu["machine"]
+    cin = json.loads(Path("weights/manifest.json").read_text(encoding="utf-8"))["files"]["cin"]
     about = (
         f"Two cores of an {m['device']} ({m['instructions']}), torch {m['torch']}, {cpu['precision']}, "
-        f"{cpu['matmul_tflops']:.2f} TFLOP/s in matrix products; decoder of width {cpu['width']}; median of the runs."
+        f"{cpu['matmul_tflops']:.2f} TFLOP/s in matrix products; decoders of width {cpu['width']:g} (AdaIN) "
+        f"and {cin['config']['width']:g} (CIN); median of the runs."
     )
     lines = [about, "", "| what | measured | command |", "|---|---|---|"]
     rows = [*speed(), *fidelity(), *losses(), *page()]

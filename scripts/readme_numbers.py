@@ -57,7 +57,7 @@ def fidelity() -> list[Row]:
     rows = [(what, f"{found['fp32_tiled_largest_difference']:.0e}", found["command"])]
     names = {"bf16_tiled_psnr": "the same in bfloat16", "bf16_against_fp32_psnr": "bfloat16 against float32"}
     for key, name in names.items():
-        text = f"{found[key]['least']:.0f} dB at least, {found[key]['median']:.0f} dB in the median"
+        text = f"{found[key]['least']:.1f} dB at least, {found[key]['median']:.0f} dB in the median"
         rows.append((f"{name}, {found['pairs']} pairs at {found['size']} px", text, found["command"]))
     return rows
 

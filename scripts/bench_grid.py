@@ -2,7 +2,7 @@
 
 python scripts/bench_grid.py --content eval/content [--every 4] > benchmarks/grid.json
 
-Means of :func:`styleapp.training.losses.grid_loss` over photos and built-in styles (IN: those that have a network), on
+Means of :func:`styleapp.models.losses.grid_loss` over photos and built-in styles (IN: those that have a network), on
 the picture as it is saved.
 """
 
@@ -22,7 +22,7 @@ from styleapp.evaluate import images
 from styleapp.images import Picture
 from styleapp.options import Options
 from styleapp.pipeline import StyleTransfer
-from styleapp.training.losses import grid_loss
+from styleapp.models.losses import grid_loss
 
 
 def grid(picture: Picture) -> float:

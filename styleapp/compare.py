@@ -20,10 +20,10 @@ from torch import Tensor
 from styleapp.errors import ImageError, OptionError
 from styleapp.images import Picture, filled, on_white, to_pil
 from styleapp.models import StyleCode, code_from_moments
+from styleapp.models.losses import content_loss, style_loss
 from styleapp.norms import moments
 from styleapp.options import Options
 from styleapp.pipeline import StyleTransfer
-from styleapp.training.losses import content_loss, style_loss
 
 __all__ = ["METHODS", "Cell", "Comparison", "as_records", "compare", "decoder_sweep", "group_sweep"]
 
@@ -38,7 +38,7 @@ class Cell:
     Attributes:
         picture: the result; None where the method does not exist for this style.
         seconds: of stylizing, without reading and measuring the style.
-        content_loss, style_loss: as in training (:mod:`styleapp.training.losses`); None where the style's moments
+        content_loss, style_loss: as in training (:mod:`styleapp.models.losses`); None where the style's moments
             are not known at every layer.
         reason: why there is no picture.
     """

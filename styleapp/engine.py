@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from styleapp.controls import Layer, Mask, Matching, Window, weights_of
 from styleapp.errors import OptionError
 from styleapp.images import Picture, quantized, unit
-from styleapp.models import StyleCode, Stylizer, code_from_moments
+from styleapp.models import StyleCode, Stylizer, code_from_moments, unshifted
 from styleapp.norms import Moments, efdm, merge, moments, normalize, pool_moments, wct_matrix, weighted_moments
 from styleapp.tiles import Note, Plan, cells_of, each, halo_of, windows
 
@@ -148,7 +148,7 @@ def render(
     if content is None:
         content = measure_content(stylizer, picture, plan, matching, note, done)
     halo = halo_of(stylizer.decoder.radius)
-    norms = _Norms(stylizer, layers, content, matching, picture)
+    norms = _Norms(stylizer, layers, content, matching, picture, strength)
 
     def features_of(w: Window) -> Tensor:
         return _encode(stylizer, picture, w) if content.features is None else content.features[w.index]
@@ -251,6 +251,7 @@ class _Norms:
         content: Content,
         matching: Matching,
         picture: Picture,
+        strength: Mask | None,
     ) -> None:
         self.decoder = stylizer.decoder
         self.eps = stylizer.eps
@@ -265,6 +266,8 @@ class _Norms:
                 raise OptionError("a conditional network takes codes, not the features of a painting")
             self.codes = [style.split(stylizer.norms) for style in styles if isinstance(style, StyleCode)]
             styles = [code[self.bottleneck] for code in self.codes]
+            if strength is None and [(layer.alpha, layer.mask) for layer in layers] == [(1, None)]:
+                styles = [unshifted(code[self.bottleneck]) for code in self.codes]
         self.settled = {self.bottleneck: [_transform(style, content, matching, self.eps) for style in styles]}
 
     @property

@@ -13,9 +13,9 @@ from torch import Tensor
 from styleapp.errors import ImageError, OptionError
 from styleapp.files import SUFFIXES
 from styleapp.models import StyleCode, code_from_moments
+from styleapp.models.losses import content_loss, style_loss
 from styleapp.norms import moments
 from styleapp.pipeline import Options, StyleTransfer
-from styleapp.training.losses import content_loss, style_loss
 
 __all__ = ["Row", "evaluate", "images"]
 
@@ -53,6 +53,7 @@ def evaluate(
     size: int = 512,
     every: int = 1,
     norm: str = "adain",
+    refine: int = Options.refine,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Row]:
     """Every photo in ``content`` with every painting in ``style``, at a short side of ``size``.
@@ -60,6 +61,7 @@ def evaluate(
     Args:
         every: of sorted photos and paintings take every so many, the first included.
         norm: adain; cin, with the codes that its network predicts; or decoder:NORM for one of the small decoders.
+        refine: steps that those codes are refined by, as :class:`styleapp.options.Options` has it.
 
     Losses as in training, in the rescaled VGG: content is the MSE to the AdaIN target at relu4_1, style
     the sum over relu1_1 to relu4_1 of the MSE of means and of standard deviations. The picture that is
@@ -87,7 +89,7 @@ def evaluate(
 
     photos, paintings = images(content)[::every], images(style)[::every]
     wanted = [codes(load(file))[1] for file in paintings]
-    measured = [stylizer.measure(load(file)) for file in paintings]
+    measured = [stylizer.measure(load(file), refine=refine) for file in paintings]
     sums = torch.zeros(2, len(paintings), 2, dtype=torch.float64)
     psnr = 0.0
     for i, file in enumerate(photos):

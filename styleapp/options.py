@@ -64,6 +64,8 @@ class Options:
         color: none (the painting's), luma (the photo's colours, stylized brightness), coral or histogram (the
             painting is recoloured to the photo before it is measured), palette (the painting's colours alone, on the
             photo as it is).
+        refine: gradient steps on the code of a painting that the CIN network has not learned, once for each painting:
+            nearer to it for a fifth of a second a step on two CPU cores. 0 for none.
         tile: auto (as large as memory allows), off (the photo in one piece), or the longest side of a tile in pixels.
             The result is the same.
         max_memory: what the process may occupy in all, such as 2GB; by default half of what is free.
@@ -75,6 +77,7 @@ class Options:
     style_size: int = 512
     norm: str = "auto"
     color: str = "none"
+    refine: int = 12
     tile: str = "auto"
     max_memory: str = ""
     feather: float = 0.0
@@ -96,6 +99,8 @@ class Options:
             raise OptionError(f"size must be 0 (the photo's own) or more, got {self.size}")
         if self.style_size < 1:
             raise OptionError(f"style_size must be at least 1, got {self.style_size}")
+        if not 0 <= self.refine <= 1000:
+            raise OptionError(f"refine must be from 0 to 1000 steps, got {self.refine}")
 
 
 ENGINES = ("local", "ray")

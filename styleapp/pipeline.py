@@ -60,7 +60,7 @@ TRANSFORMER_BYTES = 1200
 """Of memory for each pixel in an imported network, float32: 970 to 990 bytes were measured on the CPU."""
 
 CODES_KEPT = 256
-"""Codes of paintings that stay in memory: 4 KB each, against an encoding of a third of a second on a CPU."""
+"""Codes of paintings that stay in memory: 4 KB each, of CIN 13 KB, against up to seconds of work on a CPU."""
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -110,15 +110,16 @@ class StyleTransfer:
             torch.backends.cudnn.allow_tf32 = False  # its 10 bits are not float32: tiles would differ from the whole
         files = Weights(Path(weights) if weights is not None else None)
         self._files = files
-        self._codes: OrderedDict[tuple[bytes, int, bool], StyleCode] = OrderedDict()
+        self._codes: OrderedDict[tuple[bytes, int, bool, int], StyleCode] = OrderedDict()
         self._conditional: dict[str, Conditional] = {}
         self._transformers: dict[str, TransformerNet] = {}
         self._ablations: dict[str, Stylizer] = {}
         self._lock = threading.Lock()
         self.gallery: StyleGallery = files.gallery()
-        self.stylizer: Stylizer = (
-            files.stylizer().to(self.device, _DTYPES[self.precision]).to(memory_format=torch.channels_last)
-        )
+        with torch.inference_mode(False):  # gradients of codes go through it
+            self.stylizer: Stylizer = (
+                files.stylizer().to(self.device, _DTYPES[self.precision]).to(memory_format=torch.channels_last)
+            )
         if compile:
             check_compiler(self.device)
             self.stylizer.encoder.compile()
@@ -230,7 +231,7 @@ class StyleTransfer:
     def _at_once(
         self, stylizer: Stylizer, photos: Sequence[Picture], styles: Sequence[Style], options: Options
     ) -> list[Picture]:
-        codes = [self.code(style, options.style_size, options.norm).to(self.device) for style in styles]
+        codes = [self.code(style, options.style_size, options.norm, options.refine).to(self.device) for style in styles]
         code = StyleCode(torch.cat([c.gamma for c in codes]), torch.cat([c.beta for c in codes]))
         image = torch.cat([photo.pixels for photo in photos])
         if self.device.type == "cuda":
@@ -424,7 +425,7 @@ class StyleTransfer:
             if options.norm == "cin":
                 style = self._at_hand(style, options)
                 if options.color in ("none", "luma"):
-                    self.code(style, options.style_size, "cin")  # what is wrong with it is told now
+                    self.code(style, options.style_size, "cin", options.refine)  # what is wrong with it is told now
                 return style
         matching = parse_norm(options.norm, self.stylizer.encoder.num_channels)
         if options.norm == "in":
@@ -432,7 +433,7 @@ class StyleTransfer:
                 self.network("in", [style])
             return style
         if matching.kind == "moments" and options.color in ("none", "luma"):
-            return self.code(style, options.style_size, options.norm)
+            return self.code(style, options.style_size, options.norm, options.refine)
         self._painting(style, options, options.norm if matching.kind != "moments" else f"color {options.color}")
         return style
 
@@ -511,14 +512,14 @@ class StyleTransfer:
         """What the engine needs of a style: its code, or all its features."""
         recolour = options.color in ("coral", "histogram")
         if matching.kind == "moments" and not recolour:
-            return self.code(style, options.style_size, options.norm)
+            return self.code(style, options.style_size, options.norm, options.refine)
         painting = self._painting(style, options, options.norm if not recolour else f"color {options.color}")
         if options.color == "coral":
             painting = match_colours(painting, colour_statistics(photo))
         elif options.color == "histogram":
             painting = match_histograms(painting, photo)
         if matching.kind == "moments":
-            return self.measure(painting, options.style_size, self.network(options.norm, [style]))
+            return self.measure(painting, options.style_size, self.network(options.norm, [style]), options.refine)
         image, weight = self._measured(painting, options.style_size, self.stylizer.min_size)
         features: Tensor = self.stylizer.encoder(image)
         if weight is None:
@@ -573,10 +574,11 @@ class StyleTransfer:
         _check_side(picture, self.stylizer.min_size, "photo")
         return picture
 
-    def code(self, style: Style, style_size: int = 512, norm: str = "adain") -> StyleCode:
+    def code(self, style: Style, style_size: int = 512, norm: str = "adain", refine: int = Options.refine) -> StyleCode:
         """The code of a style for the network of ``norm``, or the weighted mean of several.
 
-        For "cin" a learned one where there is one, else measured; for "in" the one of that network.
+        For "cin" a learned one where there is one, else predicted and refined by so many steps; for "in" the one of
+        that network. Codes of paintings are kept in memory.
         """
         network = self.network(norm, [style])
         if isinstance(style, StyleCode):
@@ -587,19 +589,20 @@ class StyleTransfer:
             style = list(style.items())
         if isinstance(style, Sequence) and not isinstance(style, (str, bytes)):
             styles, weights = [s for s, _ in style], normalized([w for _, w in style])
-            used = [(self.code(s, style_size, norm), w) for s, w in zip(styles, weights, strict=True) if w]
+            used = [(self.code(s, style_size, norm, refine), w) for s, w in zip(styles, weights, strict=True) if w]
             return StyleCode.mix([code for code, _ in used], [w for _, w in used])
         if isinstance(style, str) and style in self.gallery.styles:
             return self._named_code(style, style_size, norm)
         if isinstance(style, str) and not _looks_like_path(style):
             raise unknown_name("style", style, self.gallery.styles)
         painting = self._read(style, "style")
-        key = (_digest(painting), style_size, network.conditional)
+        refine = 0 if network.predictor is None else refine
+        key = (_digest(painting), style_size, network.conditional, refine)
         with self._lock:
             if key in self._codes:
                 self._codes.move_to_end(key)
                 return self._codes[key]
-        code = self.measure(painting, style_size, network)
+        code = self.measure(painting, style_size, network, refine)
         with self._lock:
             self._codes[key] = code
             while len(self._codes) > CODES_KEPT:
@@ -672,10 +675,12 @@ class StyleTransfer:
         return path
 
     @torch.inference_mode()
-    def measure(self, painting: Picture, style_size: int = 512, network: Stylizer | None = None) -> StyleCode:
+    def measure(
+        self, painting: Picture, style_size: int = 512, network: Stylizer | None = None, refine: int = 0
+    ) -> StyleCode:
         """The code of a painting whose short side is scaled to ``style_size``, for the AdaIN or another network."""
         stylizer = network or self.stylizer
-        return stylizer.measure(*self._measured(painting, style_size, stylizer.min_size))
+        return stylizer.measure(*self._measured(painting, style_size, stylizer.min_size), refine)
 
     def _measured(self, painting: Picture, style_size: int, least: int) -> tuple[Tensor, Tensor | None]:
         """A painting at its size, and what its pixels count: how far they show."""

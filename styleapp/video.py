@@ -117,7 +117,7 @@ def stylize_frames(
         OptionError: for what an animation does not take, see :meth:`StyleTransfer.animate`.
     """
     options = check_options(transfer, options)
-    code = transfer.code(style, options.style_size, options.norm).to(transfer.device)
+    code = transfer.code(style, options.style_size, options.norm, options.refine).to(transfer.device)
     count = batch_size or (8 if transfer.device.type == "cuda" else 1)
     source = iter(frames)
     while some := list(itertools.islice(source, count)):
@@ -233,7 +233,7 @@ def _in_segments(
     progress: Callable[[int, int], None],
     stop: Callable[[], Any],
 ) -> Film:
-    code = transfer.code(style, options.style_size, options.norm)
+    code = transfer.code(style, options.style_size, options.norm, options.refine)
     numbers = torch.cat([code.gamma, code.beta]).float().cpu().numpy().tobytes()
     settings = [asdict(options), smooth, quality, segment_seconds, transfer.precision]
     key = json.dumps([sha256(source), *settings, transfer.checksum_of(options.norm)])

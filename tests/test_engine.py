@@ -393,6 +393,28 @@ def test_conditional_in_one_tile_is_the_plain_network():
     assert difference(found, render(CONDITIONAL, p, [Layer(long_code(2), alpha)], whole(p))) > 0.1
 
 
+def shifted(by: float) -> StyleCode:
+    """A code whose β at the bottleneck is so much larger."""
+    code = long_code(1)
+    shift = torch.zeros_like(code.beta)
+    shift[:, : CONDITIONAL.encoder.num_channels] = by
+    return StyleCode(code.gamma, code.beta + shift)
+
+
+def test_what_the_next_norm_takes_away_is_not_rounded_to_bfloat16():
+    """At full strength; and at less a shift is one, in the plain network as in the engine."""
+    coarse = deepcopy(CONDITIONAL).bfloat16()
+    p = picture(50, 61)
+    code, other = shifted(0.0), shifted(1000.0)
+    assert torch.equal(coarse(p.rgb, code), coarse(p.rgb, other))
+    for plan in (whole(p), Plan(even(p.size, 24), keep=False)):
+        assert torch.equal(render(coarse, p, [Layer(code)], plan).rgb, render(coarse, p, [Layer(other)], plan).rgb)
+    half = [CONDITIONAL(p.rgb, shifted(by), 0.5) for by in (0.0, 10.0)]
+    assert (half[1] - half[0]).abs().mean() > 0.02
+    found = render(CONDITIONAL, p, [Layer(shifted(10.0), 0.5)], whole(p)).rgb
+    assert torch.allclose(found, half[1].clamp(0, 1), atol=1e-4)
+
+
 @pytest.mark.parametrize(("side", "tile"), [(64, 16), (90, 24), (141, 64)])
 @pytest.mark.parametrize("transparency", [False, True])
 def test_the_shipped_conditional_network_tiled_equals_untiled(side, tile, transparency):

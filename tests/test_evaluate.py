@@ -7,9 +7,9 @@ from styleapp.errors import OptionError
 from styleapp.evaluate import evaluate
 from styleapp.files import read_image
 from styleapp.models import code_from_moments
+from styleapp.models.losses import content_loss, style_loss
 from styleapp.norms import adain, moments
 from styleapp.options import Options
-from styleapp.training.losses import content_loss, style_loss
 
 
 def test_losses_are_those_of_the_paper(stylizer):

@@ -2,7 +2,7 @@
 
 from styleapp.models.decoder import Decoder
 from styleapp.models.predictor import CodePredictor
-from styleapp.models.stylizer import StyleCode, Stylizer, code_from_moments
+from styleapp.models.stylizer import StyleCode, Stylizer, code_from_moments, unshifted
 from styleapp.models.transformer import TransformerNet
 from styleapp.models.vgg import STYLE_LAYERS, Encoder
 
@@ -15,4 +15,5 @@ __all__ = [
     "Stylizer",
     "TransformerNet",
     "code_from_moments",
+    "unshifted",
 ]

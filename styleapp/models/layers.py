@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ReflectConv2d", "corrected_conv2d", "padded", "reflect_conv2d", "upsampled_conv2d"]
+__all__ = ["ReflectConv2d", "corrected_conv2d", "joined", "padded", "reflect_conv2d", "upsampled_conv2d"]
 
 
 def reflect_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -31,7 +31,7 @@ def reflect_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     if min(x.shape[-2:]) < 2:
         raise ValueError(f"reflection padding needs at least 2x2 pixels, got {x.shape[-2]}x{x.shape[-1]}")
     if _wants_gradient(x, weight):
-        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), weight, bias)
+        return F.conv2d(joined(x) if x.is_cuda else F.pad(x, (1, 1, 1, 1), mode="reflect"), weight, bias)
     if x.is_cuda:
         return F.conv2d(padded(x, "reflect"), weight, bias)
     return corrected_conv2d(x, weight, bias)
@@ -83,6 +83,12 @@ def padded(x: Tensor, mode: Literal["reflect", "replicate"]) -> Tensor:
     y[:, :, 0, 1:-1], y[:, :, -1, 1:-1] = x[:, :, inner], x[:, :, -1 - inner]
     y[..., 0], y[..., -1] = y[..., 1 + inner], y[..., -2 - inner]
     return y
+
+
+def joined(x: Tensor) -> Tensor:
+    """``F.pad(x, (1, 1, 1, 1), "reflect")`` whose gradient is the same in each run, which PyTorch's is not on a GPU."""
+    x = torch.cat([x[:, :, 1:2], x, x[:, :, -2:-1]], 2)
+    return torch.cat([x[..., 1:2], x, x[..., -2:-1]], 3)
 
 
 def _empty(*shape: int, like: Tensor) -> Tensor:

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from styleapp.models.decoder import Decoder
 from styleapp.models.predictor import CodePredictor
+from styleapp.models.refine import refined
 from styleapp.models.vgg import Encoder
 from styleapp.norms import EPS, Moments, moments, normalize, weighted_moments
 
-__all__ = ["StyleCode", "Stylizer", "code_from_moments"]
+__all__ = ["StyleCode", "Stylizer", "code_from_moments", "unshifted"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,15 @@ def code_from_moments(m: Moments, eps: float = EPS) -> StyleCode:
     return StyleCode(m.std(eps), m.mean)
 
 
+def unshifted(code: StyleCode) -> StyleCode:
+    """The code with β = 0: for a norm with nothing but a convolution between it and the next norm, at full strength.
+
+    What β adds is the same at every place, and the next norm takes it away again. Left out, there is less to round:
+    in bfloat16 a convolution's output is the nearer to the next norm's result the smaller its mean.
+    """
+    return StyleCode(code.gamma, torch.zeros_like(code.beta))
+
+
 class Stylizer(nn.Module):
     """photo → encoder → norm(code) → decoder → stylized photo (Huang and Belongie 2017, section 5).
 
@@ -131,12 +141,13 @@ class Stylizer(nn.Module):
         """The shortest side that reflection padding can handle at the deepest layer."""
         return int(2 * self.encoder.scale)
 
-    def measure(self, image: Tensor, weight: Tensor | None = None) -> StyleCode:
+    def measure(self, image: Tensor, weight: Tensor | None = None, refine: int = 0) -> StyleCode:
         """The code of a painting: standard deviation and mean at each norm, (N, C, 1, 1).
 
         Args:
             image: (N, 3, H, W).
             weight: (1, 1, H, W), what each pixel counts; None where all count alike.
+            refine: steps of :func:`styleapp.models.refine.refined` on the predictor's probe, where there is one.
 
         At the norms inside the decoder, of what the decoder makes of the painting itself: with this code every
         norm is the identity on the painting. A predictor, where there is one, changes it as learning would.
@@ -145,23 +156,23 @@ class Stylizer(nn.Module):
         code = self.measured(features[-1], weight)
         if self.predictor is None:
             return code
-        seen = StyleCode.join([self._code_of(f, weight) for f in features])
-        found: StyleCode = self.predictor(seen, code, self.tried)
-        return found
+        seen = [self.code_of(f, weight) for f in features]
+        found: StyleCode = self.predictor(StyleCode.join(seen), code, self.tried)
+        return refined(self, found, seen, [self.predictor.probe], steps=refine) if refine else found
 
     def tried(self, code: StyleCode) -> StyleCode:
         """Joined codes of relu1_1 to relu4_1 of the predictor's probe in each of N codes."""
         assert self.predictor is not None
         probe = self.encoder(self.predictor.probe)
         pictures = self.restyled(probe.expand(len(code.gamma), -1, -1, -1), code)
-        return StyleCode.join([self._code_of(f, None) for f in self.encoder.features(pictures)])
+        return StyleCode.join([self.code_of(f) for f in self.encoder.features(pictures)])
 
     def measured(self, features: Tensor, weight: Tensor | None = None) -> StyleCode:
         """As :meth:`measure`, of the features of a painting, without the predictor."""
         codes: list[StyleCode] = []
 
         def listen(name: str, x: Tensor) -> Tensor:
-            codes.append(self._code_of(x, weight))
+            codes.append(self.code_of(x, weight))
             return x
 
         listen("", features)
@@ -169,7 +180,8 @@ class Stylizer(nn.Module):
             self.decoder(features, listen, until=self.decoder.names[-1])
         return StyleCode.join(codes)
 
-    def _code_of(self, x: Tensor, weight: Tensor | None) -> StyleCode:
+    def code_of(self, x: Tensor, weight: Tensor | None = None) -> StyleCode:
+        """γ and β of features: (N, C, h, w) to (N, C, 1, 1) each."""
         return code_from_moments(moments(x) if weight is None else weighted_moments(x, weight), self.eps)
 
     def apply_code(
@@ -192,7 +204,10 @@ class Stylizer(nn.Module):
     def restyled(self, features: Tensor, code: StyleCode, alpha: float | Tensor = 1.0) -> Tensor:
         """Features through every norm and the decoder: a picture, in the dtype of the weights."""
         codes = code.split(self.norms)
-        target = self.apply_code(features, codes.pop(next(iter(codes))), alpha)
+        first = codes.pop(next(iter(codes)))
+        if codes and isinstance(alpha, (int, float)) and alpha == 1:
+            first = unshifted(first)
+        target = self.apply_code(features, first, alpha)
         picture: Tensor = self.decoder(target, (lambda n, x: self.apply_code(x, codes[n], alpha)) if codes else None)
         return picture
 

@@ -17,12 +17,13 @@ from torchvision.utils import make_grid
 from styleapp.errors import ImageError, OptionError
 from styleapp.files import SUFFIXES, example_photos, read_image
 from styleapp.models import CodePredictor, Decoder, Encoder, StyleCode, Stylizer, code_from_moments
+from styleapp.models.losses import content_loss, grid_loss, style_loss
 from styleapp.models.predictor import PROBE_SIZE
+from styleapp.models.refine import code_losses, refined
 from styleapp.norms import moments
 from styleapp.options import ConditionalOptions
 from styleapp.training.data import ImagePool, painting_crops
 from styleapp.training.loop import Losses, Report, Run, new_decoder, train
-from styleapp.training.losses import content_loss, grid_loss, style_loss
 from styleapp.training.pairs import tiled, where
 from styleapp.training.start import Start
 
@@ -337,48 +338,27 @@ def learn_code(
     if not stylizer.conditional or not photos:
         raise OptionError("a code is learned for a conditional network, on at least one photo")
     device = next(stylizer.parameters()).device
-    options = ConditionalOptions(
-        batch_size=1,
-        pairs=1,
-        size=size,
-        style_weight=style_weight,
-        bf16=next(stylizer.parameters()).dtype == torch.bfloat16,
-    )
     with torch.no_grad():
         first = stylizer.measure(painting.to(device)) if start is None else start.to(device)
         wanted = _layer_codes(stylizer.encoder, painting.to(device))
-    gamma, beta = (nn.Parameter(t.clone()) for t in (first.gamma, first.beta))
-    optimizer = torch.optim.Adam([gamma, beta], lr=lr)
-    one = torch.ones(1, 1, 1, 1, device=device)
-
-    def looked_at(photo: Tensor) -> tuple[Tensor, tuple[Tensor, list[StyleCode]]]:
-        photo = photo.to(device, memory_format=torch.channels_last)
-        return photo, _seen(stylizer.encoder, photo)
-
-    def losses_of(crop: tuple[Tensor, tuple[Tensor, list[StyleCode]]], code: StyleCode) -> tuple[Tensor, Tensor]:
-        return _losses(stylizer, *crop, code, wanted, one, options)[:2]
 
     @torch.no_grad()
     def means(code: StyleCode) -> tuple[float, float]:
-        found = torch.tensor([losses_of(looked_at(_centre(photo, size)), code) for photo in photos]).mean(0)
-        return float(found[0]), float(found[1])
+        centres = [_centre(photo, size).to(device, memory_format=torch.channels_last) for photo in photos]
+        found = [code_losses(stylizer, photo, stylizer.encoder(photo), code, wanted) for photo in centres]
+        content, style = torch.tensor(found).mean(0).tolist()
+        return content, style
+
+    def told(step: int, loss: float, code: StyleCode) -> None:
+        progress(step, loss)
+        if step % max(1, steps // 5) == 0:
+            preview(step, code)
 
     draw = torch.Generator().manual_seed(seed)
-    # So many crops, looked at once: encoding them anew in each step would take a quarter of the time.
     count = min(steps, max(CROPS, len(photos)))
-    crops = [looked_at(_random_crop(photos[i % len(photos)], size, draw)) for i in range(count)]
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
-        content, style = losses_of(crops[step % count], StyleCode(gamma, beta))
-        loss = content + style_weight * style
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        progress(step + 1, loss.item())
-        if (step + 1) % max(1, steps // 5) == 0:
-            preview(step + 1, StyleCode(gamma.detach().clone(), beta.detach().clone()))
-    learned = StyleCode(gamma.detach(), beta.detach())
+    crops = [_random_crop(photos[i % len(photos)], size, draw) for i in range(count)]
+    crops = [crop.to(device, memory_format=torch.channels_last) for crop in crops]
+    learned = refined(stylizer, first, wanted, crops, steps=steps, lr=lr, style_weight=style_weight, progress=told)
     return Learned(learned, means(first), means(learned))
 
 

@@ -10,11 +10,11 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from styleapp.models import Decoder, Encoder, Stylizer, code_from_moments
+from styleapp.models.losses import content_loss, grid_loss, style_loss
 from styleapp.norms import moments
 from styleapp.options import DecoderOptions
 from styleapp.training.data import ImagePool, painting_crops
 from styleapp.training.loop import Losses, Report, Run, new_decoder, train
-from styleapp.training.losses import content_loss, grid_loss, style_loss
 from styleapp.training.pairs import paired, tiled, where
 from styleapp.training.start import Start
 

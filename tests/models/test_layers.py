@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from styleapp.models.layers import ReflectConv2d, padded, reflect_conv2d, upsampled_conv2d
+from styleapp.models.layers import ReflectConv2d, joined, padded, reflect_conv2d, upsampled_conv2d
 
 
 def plain(x, weight, bias):
@@ -85,3 +85,12 @@ def test_takes_the_state_dict_of_conv2d():
     layer.load_state_dict(stock.state_dict())
     x = torch.randn(1, 3, 6, 6)
     assert torch.allclose(layer(x), stock(x), atol=1e-6)
+
+
+def test_padding_whose_gradient_is_the_same_in_each_run():
+    x = torch.randn(2, 3, 5, 7, dtype=torch.float64, requires_grad=True)
+    outward = torch.randn(2, 3, 7, 9, dtype=torch.float64)
+    wanted = F.pad(x, (1, 1, 1, 1), mode="reflect")
+    assert torch.equal(joined(x), wanted)
+    found, theirs = (torch.autograd.grad((y * outward).sum(), x)[0] for y in (joined(x), wanted))
+    assert torch.allclose(found, theirs, atol=1e-12)

@@ -1,7 +1,7 @@
 import torch
 from torch.nn import functional as F
 
-from styleapp.training.losses import grid_loss
+from styleapp.models.losses import grid_loss
 
 
 def noise(seed: int) -> torch.Tensor:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from styleapp.models import StyleCode
+if TYPE_CHECKING:
+    from styleapp.models.stylizer import StyleCode
 
 __all__ = ["content_loss", "grid_loss", "style_loss"]
 

@@ -20,9 +20,9 @@ from styleapp.allocator import keep_freed_memory
 from styleapp.bench import machine
 from styleapp.evaluate import images
 from styleapp.images import Picture
+from styleapp.models.losses import grid_loss
 from styleapp.options import Options
 from styleapp.pipeline import StyleTransfer
-from styleapp.models.losses import grid_loss
 
 
 def grid(picture: Picture) -> float:

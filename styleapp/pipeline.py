@@ -789,7 +789,8 @@ def find_precision(name: str, device: torch.device) -> str:
 
     Raises:
         OptionError: for an unknown name.
-        DeviceError: for fp16 on a CPU, whose convolutions are slower in it than in float32.
+        DeviceError: for fp16 on a CPU, whose convolutions are slower in it than in float32, and for bf16 on one for
+            which there are no such convolutions: a plain loop would take a hundred times as long.
     """
     if name not in PRECISIONS:
         raise unknown_name("precision", name, PRECISIONS)
@@ -797,6 +798,8 @@ def find_precision(name: str, device: torch.device) -> str:
         return "bf16" if has_bf16(device) else "fp32"
     if name == "fp16" and device.type == "cpu":
         raise DeviceError("precision 'fp16' needs a GPU; on a CPU use fp32, bf16 or auto")
+    if name == "bf16" and device.type == "cpu" and not convolves_bf16():
+        raise DeviceError("precision 'bf16' needs a GPU or a CPU with AVX-512, and here is neither; use fp32 or auto")
     return name
 
 
@@ -809,6 +812,11 @@ def has_bf16(device: torch.device) -> bool:
     except OSError:
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def convolves_bf16() -> bool:
+    """Whether oneDNN has convolutions in bfloat16 for this CPU, if only by way of float32."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _looks_like_path(text: str) -> bool:

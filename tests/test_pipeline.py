@@ -84,7 +84,8 @@ def test_two_runs_are_bit_identical(transfer, photo):
     assert np.array_equal(a, b)
 
 
-def test_bf16_is_close_to_fp32(transfer, weights):
+def test_bf16_is_close_to_fp32(transfer, weights, monkeypatch):
+    monkeypatch.setattr("styleapp.pipeline.convolves_bf16", lambda: True)  # the picture is small enough for any CPU
     half = StyleTransfer("cpu", "bf16", weights=weights)
     image = noise(64, 64)
     a, b = (array(t.stylize(image, "great-wave", alpha=0.5, **SIZE)) for t in (transfer, half))
@@ -174,6 +175,15 @@ def test_devices():
         find_precision("fp8", torch.device("cpu"))
     with pytest.raises(DeviceError, match="needs a GPU"):
         find_precision("fp16", torch.device("cpu"))
+
+
+def test_bf16_is_refused_where_it_would_be_a_plain_loop(monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr("styleapp.pipeline.convolves_bf16", lambda: False)
+    with pytest.raises(DeviceError, match="AVX-512.*use fp32 or auto"):
+        find_precision("bf16", cpu)
+    monkeypatch.setattr("styleapp.pipeline.convolves_bf16", lambda: True)
+    assert find_precision("bf16", cpu) == "bf16"
 
 
 def test_import_loads_nothing_heavy():

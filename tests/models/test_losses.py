@@ -31,6 +31,16 @@ def test_detail_that_is_stronger_at_the_borders_of_cells():
     assert grid_loss(picture) > 0.5
 
 
+def test_faint_dots_in_a_calm_part_of_a_busy_picture():
+    """At one place of some cells of 4x4 pixels, a twentieth of the contrast that the rest has."""
+    busy = noise(3)
+    busy[..., :96, :] = 0.5
+    dots = (torch.rand(1, 1, 24, 50, generator=torch.Generator().manual_seed(4)) < 0.3).float()
+    dots = F.pad(dots.repeat_interleave(4, 2).repeat_interleave(4, 3), (0, 0, 0, 96))
+    one_place = F.pad(torch.ones(1, 1, 2, 2), (1, 1, 1, 1)).repeat(1, 1, 48, 50)
+    assert grid_loss(busy - 0.05 * dots * one_place) > 10 * grid_loss(busy)
+
+
 def test_each_sample_by_itself_and_any_size_at_least_a_cell():
     both = grid_loss(torch.cat([noise(0), torch.rand(1, 3, 8, 8).repeat(1, 1, 24, 25)]))
     assert both.shape == (2,) and both[1] > 10 * both[0]

@@ -10,6 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -148,8 +149,8 @@ class StyleTransfer:
                 share; the rest keeps ``style``.
             alpha_map: a grey picture that scales the strength at each place.
             note: told what a user should know: resized masks, smaller tiles.
-            progress: told the share of the work that is done, from 0 to 1, after each tile; what it raises ends the
-                work.
+            progress: told the share of the work that is done, from 0 to 1, after each tile, and 0 after each step
+                of refining a code; what it raises ends the work.
             options: the fields of :class:`Options`.
 
         Raises:
@@ -193,14 +194,13 @@ class StyleTransfer:
             return self._transformed(photo, str(style), options, alpha_map, note)
         matching = parse_norm(options.norm, self.stylizer.encoder.num_channels)
         stylizer = self.network(options.norm, styles)
-        layers = [] if style is None else [Layer(self._target(style, options, matching, photo), options.alpha)]
+        target = partial(self._target, options=options, matching=matching, photo=photo, refining=lambda: progress(0))
+        layers = [] if style is None else [Layer(target(style), options.alpha)]
         for mask, of_region, alpha in regions:
             if not 0 <= alpha <= 1:
                 raise OptionError(f"the strength of a region must be from 0 to 1, got {alpha:g}")
             values = self._mask(mask, photo, "mask", note)
-            layers.append(
-                Layer(self._target(of_region, options, matching, photo), alpha, Mask(values, options.feather))
-            )
+            layers.append(Layer(target(of_region), alpha, Mask(values, options.feather)))
         strength = None
         if alpha_map is not None:
             strength = Mask(self._mask(alpha_map, photo, "strength map", note), options.feather)
@@ -508,18 +508,26 @@ class StyleTransfer:
         )
         return replace(plan, keep=plan.keep and keep)
 
-    def _target(self, style: Style, options: Options, matching: Matching, photo: Picture) -> StyleCode | Tensor:
+    def _target(
+        self,
+        style: Style,
+        options: Options,
+        matching: Matching,
+        photo: Picture,
+        refining: Callable[[], None],
+    ) -> StyleCode | Tensor:
         """What the engine needs of a style: its code, or all its features."""
         recolour = options.color in ("coral", "histogram")
         if matching.kind == "moments" and not recolour:
-            return self.code(style, options.style_size, options.norm, options.refine)
+            return self.code(style, options.style_size, options.norm, options.refine, refining)
         painting = self._painting(style, options, options.norm if not recolour else f"color {options.color}")
         if options.color == "coral":
             painting = match_colours(painting, colour_statistics(photo))
         elif options.color == "histogram":
             painting = match_histograms(painting, photo)
         if matching.kind == "moments":
-            return self.measure(painting, options.style_size, self.network(options.norm, [style]), options.refine)
+            network = self.network(options.norm, [style])
+            return self.measure(painting, options.style_size, network, options.refine, refining)
         image, weight = self._measured(painting, options.style_size, self.stylizer.min_size)
         features: Tensor = self.stylizer.encoder(image)
         if weight is None:
@@ -574,11 +582,19 @@ class StyleTransfer:
         _check_side(picture, self.stylizer.min_size, "photo")
         return picture
 
-    def code(self, style: Style, style_size: int = 512, norm: str = "adain", refine: int = Options.refine) -> StyleCode:
+    def code(
+        self,
+        style: Style,
+        style_size: int = 512,
+        norm: str = "adain",
+        refine: int = Options.refine,
+        refining: Callable[[], None] = lambda: None,
+    ) -> StyleCode:
         """The code of a style for the network of ``norm``, or the weighted mean of several.
 
         For "cin" a learned one where there is one, else predicted and refined by so many steps; for "in" the one of
-        that network. Codes of paintings are kept in memory.
+        that network. Codes of paintings are kept in memory. ``refining`` is called after each step; what it raises
+        ends the work.
         """
         network = self.network(norm, [style])
         if isinstance(style, StyleCode):
@@ -589,8 +605,9 @@ class StyleTransfer:
             style = list(style.items())
         if isinstance(style, Sequence) and not isinstance(style, (str, bytes)):
             styles, weights = [s for s, _ in style], normalized([w for _, w in style])
-            used = [(self.code(s, style_size, norm, refine), w) for s, w in zip(styles, weights, strict=True) if w]
-            return StyleCode.mix([code for code, _ in used], [w for _, w in used])
+            used = [(s, w) for s, w in zip(styles, weights, strict=True) if w]
+            codes = [self.code(s, style_size, norm, refine, refining) for s, _ in used]
+            return StyleCode.mix(codes, [w for _, w in used])
         if isinstance(style, str) and style in self.gallery.styles:
             return self._named_code(style, style_size, norm)
         if isinstance(style, str) and not _looks_like_path(style):
@@ -602,7 +619,7 @@ class StyleTransfer:
             if key in self._codes:
                 self._codes.move_to_end(key)
                 return self._codes[key]
-        code = self.measure(painting, style_size, network, refine)
+        code = self.measure(painting, style_size, network, refine, refining)
         with self._lock:
             self._codes[key] = code
             while len(self._codes) > CODES_KEPT:
@@ -676,11 +693,16 @@ class StyleTransfer:
 
     @torch.inference_mode()
     def measure(
-        self, painting: Picture, style_size: int = 512, network: Stylizer | None = None, refine: int = 0
+        self,
+        painting: Picture,
+        style_size: int = 512,
+        network: Stylizer | None = None,
+        refine: int = 0,
+        refining: Callable[[], None] = lambda: None,
     ) -> StyleCode:
         """The code of a painting whose short side is scaled to ``style_size``, for the AdaIN or another network."""
         stylizer = network or self.stylizer
-        return stylizer.measure(*self._measured(painting, style_size, stylizer.min_size), refine)
+        return stylizer.measure(*self._measured(painting, style_size, stylizer.min_size), refine, refining)
 
     def _measured(self, painting: Picture, style_size: int, least: int) -> tuple[Tensor, Tensor | None]:
         """A painting at its size, and what its pixels count: how far they show."""

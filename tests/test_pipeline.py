@@ -293,6 +293,20 @@ class TestAuto:
         )
         assert np.array_equal(array(found), array(wanted))
 
+    def test_refining_tells_of_each_step_and_may_be_ended(self, foreseeing, photo, painting):
+        """What was ended is not kept as if it were done."""
+        shares: list[float] = []
+        whole = foreseeing.stylize(photo, painting, refine=3, progress=shares.append, **SIZE)
+        assert shares[:3] == [0, 0, 0] and shares[3] > 0 and shares[-1] == 1
+        assert np.array_equal(array(foreseeing.stylize(photo, painting, refine=3, **SIZE)), array(whole))
+
+        def stop(share: float) -> None:
+            raise InterruptedError
+
+        with pytest.raises(InterruptedError):
+            foreseeing.stylize(photo, [(painting, 1), ("great-wave", 1)], refine=4, progress=stop, **SIZE)
+        assert {key[-1] for key in foreseeing._codes} == {3}
+
     def test_saved_paintings_keep_what_was_predicted(self, foreseeing, painting, tmp_path, monkeypatch):
         monkeypatch.setenv("STYLEAPP_STYLES", str(tmp_path))
         foreseeing.save_style(painting, "mine")

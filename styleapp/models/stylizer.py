@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -141,13 +141,20 @@ class Stylizer(nn.Module):
         """The shortest side that reflection padding can handle at the deepest layer."""
         return int(2 * self.encoder.scale)
 
-    def measure(self, image: Tensor, weight: Tensor | None = None, refine: int = 0) -> StyleCode:
+    def measure(
+        self,
+        image: Tensor,
+        weight: Tensor | None = None,
+        refine: int = 0,
+        refining: Callable[[], None] = lambda: None,
+    ) -> StyleCode:
         """The code of a painting: standard deviation and mean at each norm, (N, C, 1, 1).
 
         Args:
             image: (N, 3, H, W).
             weight: (1, 1, H, W), what each pixel counts; None where all count alike.
             refine: steps of :func:`styleapp.models.refine.refined` on the predictor's probe, where there is one.
+            refining: called after each of them; what it raises ends the work.
 
         At the norms inside the decoder, of what the decoder makes of the painting itself: with this code every
         norm is the identity on the painting. A predictor, where there is one, changes it as learning would.
@@ -158,7 +165,10 @@ class Stylizer(nn.Module):
             return code
         seen = [self.code_of(f, weight) for f in features]
         found: StyleCode = self.predictor(StyleCode.join(seen), code, self.tried)
-        return refined(self, found, seen, [self.predictor.probe], steps=refine) if refine else found
+        if not refine:
+            return found
+        probe = [self.predictor.probe]
+        return refined(self, found, seen, probe, steps=refine, progress=lambda step, loss, code: refining())
 
     def tried(self, code: StyleCode) -> StyleCode:
         """Joined codes of relu1_1 to relu4_1 of the predictor's probe in each of N codes."""

@@ -52,7 +52,7 @@ class Service:
     Args:
         transfer: what stylizes.
         wait_seconds: how long a request waits for its turn before it is told to come back.
-        work_seconds: how long it may then take; looked at after each tile.
+        work_seconds: how long it may then take; looked at after each tile, and each step of refining a code.
         together: photos of one size that go through the network at once; None for what suits the device.
     """
 
@@ -220,10 +220,13 @@ class Service:
     def preview(
         self, photo: str | None, style: Style | None, options: Options, regions: Any = ()
     ) -> tuple[str, str] | None:
-        """Files of photo and result at a small size; None where there is nothing to show yet."""
+        """Files of photo and result at a small size; None where there is nothing to show yet.
+
+        A painting's code is not refined for it: a preview is there at once, also while its stroke size is moved.
+        """
         if photo is None or (style is None and not regions):
             return None
-        small = replace(options, size=PREVIEW)
+        small = replace(options, size=PREVIEW, refine=0)
         before, after, _ = self.stylize(photo, style, small, regions=regions, kind="preview")
         return self.pair(before, after)
 

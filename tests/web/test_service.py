@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 
 import gradio as gr
 import numpy as np
@@ -141,3 +142,13 @@ def test_with_a_predictor_uploads_go_through_cin(foreseeing, photos):
     assert service.network(str(photos[0])) == "cin" and service.network("great-wave", str(photos[0])) == "cin"
     assert service.network(str(photos[0]), color="palette") == "adain" and service.network("great-wav") == "adain"
     assert from_pil(service.thumbnails[0][0]).size[0] >= 160
+
+
+def test_a_preview_does_not_wait_for_a_code_to_be_refined(foreseeing, photos, monkeypatch):
+    service = Service(foreseeing)
+    asked: list[int] = []
+    measure = foreseeing.measure
+    monkeypatch.setattr(foreseeing, "measure", lambda *args: asked.append(args[3]) or measure(*args))
+    assert service.preview(photos[0], photos[1], replace(OPTIONS, refine=2)) is not None
+    service.stylize(photos[0], photos[1], replace(OPTIONS, refine=2))
+    assert asked == [0, 2]

@@ -304,7 +304,7 @@ class TestAuto:
             raise InterruptedError
 
         with pytest.raises(InterruptedError):
-            foreseeing.stylize(photo, [(painting, 1), ("great-wave", 1)], refine=4, progress=stop, **SIZE)
+            foreseeing.stylize(photo, [(painting, 1), (noise(50, 60, seed=8), 1)], refine=4, progress=stop, **SIZE)
         assert {key[-1] for key in foreseeing._codes} == {3}
 
     def test_saved_paintings_keep_what_was_predicted(self, foreseeing, painting, tmp_path, monkeypatch):

@@ -5,8 +5,9 @@ merges their moments; the second normalises and decodes tile by tile with the mo
 lie on multiples of 8 pixels, the encoder's pooling, and carry a halo as wide as the networks see, so that
 a tile holds the very numbers that the whole would. One tile that covers the photo is the plain case.
 
-A network with norms inside its decoder takes one pass more for each of them, which runs through the decoder as far
-as that norm; passes to the early ones are short. So its tiles are as exact. In one piece there is nothing to repeat.
+A network with norms inside its decoder takes one pass more for each of them, for the moments of its input. So its tiles
+are as exact. What a pass has made is kept where there is room, and the next one goes on from there: then all of them
+together do the work of one. In one piece there is nothing to repeat.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from styleapp.errors import OptionError
 from styleapp.images import Picture, quantized, unit
 from styleapp.models import StyleCode, Stylizer, code_from_moments, unshifted
 from styleapp.norms import Moments, efdm, merge, moments, normalize, pool_moments, wct_matrix, weighted_moments
-from styleapp.tiles import Note, Plan, cells_of, each, halo_of, windows
+from styleapp.tiles import Note, Plan, cells_of, each, halo_of, layer_bytes, windows
 
 __all__ = ["Content", "brightness", "measure_content", "render"]
 
@@ -141,13 +142,12 @@ def render(
     if matching.kind == "efdm" and not plan.keep:
         raise OptionError("efdm needs all features of the photo at once: raise --max-memory, or take another --norm")
     cells = cells_of(picture.size)
-    passes = (content is None) + 1  # over the photo; those of the norms inside the decoder come on top
+    count = (content is None) + 1  # passes over the photo; those of the norms inside the decoder come on top
     if stylizer.conditional and not plan.covers(picture.size):
-        passes += len(stylizer.norms) - 1
-    done = _after_tile(picture, progress, passes * cells[0] * cells[1])
+        count += len(stylizer.norms) - 1
+    done = _after_tile(picture, progress, count * cells[0] * cells[1])
     if content is None:
         content = measure_content(stylizer, picture, plan, matching, note, done)
-    halo = halo_of(stylizer.decoder.radius)
     norms = _Norms(stylizer, layers, content, matching, picture, strength)
 
     def features_of(w: Window) -> Tensor:
@@ -156,25 +156,12 @@ def render(
     def shares_of(w: Window) -> list[float | Tensor]:
         return weights_of(layers, strength, w.scaled(8, picture.size))
 
-    def settle(name: str, tile: tuple[int, int]) -> None:
-        """One pass over the photo for the moments of the input of a norm in the decoder."""
-        parts: list[Moments] = []
-
-        def measure(w: Window) -> None:
-            outer = w.grown(halo, cells)
-            y = norms.decoded(features_of(outer), outer, shares_of(outer), until=name)
-            scale = 8 // stylizer.decoder.strides[name]
-            inner = y[w.within(outer).scaled(scale, (scale * outer.size[0], scale * outer.size[1])).index]
-            parts.extend(_moments(inner, norms.weights(w, stylizer.decoder.strides[name], inner)))
-
-        each(windows(cells, tile), measure, note, plan.tidy_above, done)
-        total = merge(*parts)
-        norms.settle(name, Moments(total.count, total.mean.float(), total.var.float()))
+    passes = _Passes(stylizer, norms, plan, picture, features_of, shares_of)
 
     def work(w: Window) -> None:
         if w.size != cells:
             for name in norms.open:
-                settle(name, (min(plan.tile[0], 8 * w.size[0]), min(plan.tile[1], 8 * w.size[1])))
+                passes.settle(name, (min(plan.tile[0], 8 * w.size[0]), min(plan.tile[1], 8 * w.size[1])), note, done)
         pixels = w.scaled(8, picture.size)
         shares = shares_of(w)
         covered = sum(shares[1:], shares[0])
@@ -182,17 +169,15 @@ def render(
         if _everywhere(covered, 0):
             result = image
         else:
-            outer = w.grown(halo, cells)
-            features = features_of(outer)
-            inner = w.within(outer).scaled(8, (8 * outer.size[0], 8 * outer.size[1]))
 
             def shown(x: Tensor) -> Tensor:
-                x = x[inner.index]
                 return x[..., : image.shape[-2], : image.shape[-1]].float().cpu()
 
-            result = shown(norms.decoded(features, outer, shares_of(outer)))
+            result = shown(passes.decoded(w))
             if not _everywhere(covered, 1):
-                result += (1 - covered) * (image - shown(stylizer.decoder(features)))
+                outer = w.grown(halo_of(stylizer.decoder.radius), cells)
+                plain = stylizer.decoder(features_of(outer))
+                result += (1 - covered) * (image - shown(plain[passes.finer(w.within(outer), None).index]))
         if luma:
             result = image + (brightness(result.clamp(0, 1)) - brightness(image))
         out[pixels.index] = quantized(result, out.dtype)
@@ -279,8 +264,14 @@ class _Norms:
         """These are the moments of the whole input of the norm ``name``."""
         self.settled[name] = [_transform(code[name], Content(found), Matching(), self.eps) for code in self.codes]
 
-    def decoded(self, x: Tensor, w: Window, shares: Sequence[float | Tensor], until: str | None = None) -> Tensor:
-        """The features ``x`` of a window through the norms and the decoder, up to the input of the norm ``until``."""
+    def decoded(
+        self, x: Tensor, w: Window, shares: Sequence[float | Tensor], until: str | None = None, after: str | None = None
+    ) -> Tensor:
+        """A window through the norms and the decoder, up to the input of the norm ``until``.
+
+        Args:
+            x: its features, or the input of the norm ``after``.
+        """
 
         def norm(name: str, y: Tensor) -> Tensor:
             if name not in self.settled:
@@ -288,9 +279,76 @@ class _Norms:
                 self.settle(name, *_moments(y, self.weights(w, self.strides[name], y)))
             return _blended(y, w, self.settled[name], shares, self.strides[name])
 
-        target = _blended(x, w, self.settled[self.bottleneck], shares, 8)
-        result: Tensor = self.decoder(target, norm if self.inside else None, until)
+        if after is None:
+            x = _blended(x, w, self.settled[self.bottleneck], shares, 8)
+        result: Tensor = self.decoder(x, norm if self.inside else None, until, after)
         return result
+
+
+class _Passes:
+    """The decoder over a photo, window by window: for its moments at each norm in turn, and for the result.
+
+    Args:
+        norms: of the request.
+        features_of: the features of a window.
+        shares_of: how much there is of each layer, over the pixels of a window.
+    """
+
+    def __init__(
+        self,
+        stylizer: Stylizer,
+        norms: _Norms,
+        plan: Plan,
+        picture: Picture,
+        features_of: Callable[[Window], Tensor],
+        shares_of: Callable[[Window], list[float | Tensor]],
+    ) -> None:
+        self.stylizer = stylizer
+        self.strides = stylizer.decoder.strides
+        self.norms = norms
+        self.plan = plan
+        self.size = picture.size
+        self.cells = cells_of(picture.size)
+        self.features_of = features_of
+        self.shares_of = shares_of
+        self.kept: tuple[str, Tensor] | None = None
+        """The last layer whose output there was room for, and that output, of the whole photo, before its norm."""
+
+    def finer(self, w: Window, name: str | None) -> Window:
+        """A window of features in units of a layer's output; in pixels for None."""
+        factor = 8 if name is None else 8 // self.strides[name]
+        return w.scaled(factor, (factor * self.cells[0], factor * self.cells[1]))
+
+    def decoded(self, w: Window, until: str | None = None) -> Tensor:
+        """A window through the norms and the decoder, to the input of the norm ``until``; to a picture without one."""
+        after = None if self.kept is None else self.kept[0]
+        outer = w.grown(halo_of(self.stylizer.decoder.radius_after(after)), self.cells)
+        x = self.features_of(outer) if self.kept is None else self.kept[1][self.finer(outer, after).index]
+        y = self.norms.decoded(x, outer, self.shares_of(outer), until, after)
+        return y[self.finer(w.within(outer), until).index]
+
+    def settle(self, name: str, tile: tuple[int, int], note: Note, done: Callable[[Window], None]) -> None:
+        """One pass for the moments of the input of a norm in the decoder, which is kept if there is room."""
+        parts: list[Moments] = []
+        taken = 0 if self.kept is None else layer_bytes(self.stylizer, self.kept[0], self.size)
+        fits = taken + layer_bytes(self.stylizer, name, self.size) <= self.plan.room
+        whole: Tensor | None = None
+
+        def measure(w: Window) -> None:
+            nonlocal whole
+            y = self.decoded(w, name)
+            if fits:
+                if whole is None:
+                    shape = (1, y.shape[1], *self.finer(Window(0, 0, *self.cells), name).size)
+                    whole = torch.empty(shape, dtype=y.dtype, device=y.device, memory_format=torch.channels_last)
+                whole[self.finer(w, name).index] = y
+            parts.extend(_moments(y, self.norms.weights(w, self.strides[name], y)))
+
+        each(windows(self.cells, tile), measure, note, self.plan.tidy_above, done)
+        total = merge(*parts)
+        self.norms.settle(name, Moments(total.count, total.mean.float(), total.var.float()))
+        if whole is not None:
+            self.kept = name, whole
 
 
 Progress = Callable[[float], None]

@@ -15,7 +15,7 @@ from styleapp.errors import OptionError
 from styleapp.memory import available, is_out_of_memory, release_freed_memory, resident
 from styleapp.models import Stylizer
 
-__all__ = ["Note", "Plan", "cells_of", "each", "even", "halo_of", "make_plan", "one_piece", "windows"]
+__all__ = ["Note", "Plan", "cells_of", "each", "even", "halo_of", "layer_bytes", "make_plan", "one_piece", "windows"]
 
 Note = Callable[[str], None]
 """Told what a user should know."""
@@ -30,12 +30,15 @@ class Plan:
     Attributes:
         tile: sides of a tile in pixels, without the halo; a multiple of 8.
         keep: keep the features of the first pass, so that the second need not encode again.
+        room: bytes for outputs of layers of the decoder that are kept from one pass to the next, so that it goes on
+            from there; only networks with norms inside take so many passes.
         tidy_above: bytes of this process above which freed memory is handed back before the next tile; None for
             never. What tiles of several shapes leave behind does not fit the next one, and adds up.
     """
 
     tile: tuple[int, int]
     keep: bool = True
+    room: int = 0
     tidy_above: int | None = None
 
     def covers(self, size: tuple[int, int]) -> bool:
@@ -85,11 +88,13 @@ def make_plan(
                 f"tiles of {sides[1]}x{sides[0]} pixels take at least {_megabytes(needed)}, "
                 f"{_megabytes(available(device))} are free; take smaller ones, or --tile auto"
             )
-        return Plan(sides, features <= free / 2)
+        keep = features <= free / 2
+        return Plan(sides, keep, _room(stylizer, size, free // 2 - keep * features))
     if height * width * pixel <= free:
         return one_piece(size)
     keep = features <= free / 2
-    side = math.isqrt(max(0, int((free - keep * features) / pixel))) - 2 * halo
+    room = _room(stylizer, size, free // 2 - keep * features)
+    side = math.isqrt(max(0, int((free - keep * features - room) / pixel))) - 2 * halo
     if side < LEAST_TILE:
         needed = taken + (LEAST_TILE + 2 * halo) ** 2 * pixel
         raise OptionError(
@@ -99,7 +104,22 @@ def make_plan(
     sides = even(size, side)
     largest = (sides[0] + 2 * halo) * (sides[1] + 2 * halo) * pixel
     tidy_above = max(0, total - largest) if device.type == "cpu" and budget is not None else None
-    return Plan(sides, keep, tidy_above)
+    return Plan(sides, keep, room, tidy_above)
+
+
+def _room(stylizer: Stylizer, size: tuple[int, int], most: int) -> int:
+    """Of these bytes, what keeping the output of each layer in turn takes: it and the one before."""
+    if not stylizer.conditional:
+        return 0
+    kept = [0, *(layer_bytes(stylizer, name, size) for name in stylizer.decoder.hidden)]
+    return max(0, min(most, max(map(sum, itertools.pairwise(kept)))))
+
+
+def layer_bytes(stylizer: Stylizer, name: str, size: tuple[int, int]) -> int:
+    """What the output of a hidden layer of the decoder takes for a photo of this (height, width)."""
+    decoder = stylizer.decoder
+    rows, columns = (8 // decoder.strides[name] * cells for cells in cells_of(size))
+    return decoder.hidden[name] * rows * columns * next(decoder.parameters()).element_size()
 
 
 def one_piece(size: tuple[int, int]) -> Plan:

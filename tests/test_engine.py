@@ -1,6 +1,8 @@
 """Tiles: the same picture, whatever the tile, the controls and the memory."""
 
+from collections import Counter
 from copy import deepcopy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from styleapp.engine import measure_content, render
 from styleapp.errors import OptionError
 from styleapp.images import Picture, filled
 from styleapp.models import Decoder, Encoder, StyleCode, Stylizer, code_from_moments
+from styleapp.models.layers import ReflectConv2d
 from styleapp.norms import moments
 from styleapp.pipeline import StyleTransfer
 from styleapp.tiles import Plan, even, make_plan, one_piece
@@ -432,12 +435,13 @@ def test_the_shipped_conditional_network_tiled_equals_untiled(side, tile, transp
     width=st.integers(16, 150),
     tile=st.sampled_from([16, 24, 40, 64]),
     keep=st.booleans(),
+    room=st.sampled_from([0, 10**5, 10**6, 10**9]),
     alpha=st.sampled_from([1.0, 0.5]),
     masks=st.integers(0, 2),
     strength=st.booleans(),
     transparency=st.booleans(),
 )
-def test_conditional_tiled_equals_untiled(height, width, tile, keep, alpha, masks, strength, transparency):
+def test_conditional_tiled_equals_untiled(height, width, tile, keep, room, alpha, masks, strength, transparency):
     p = cutout(picture(height, width)) if transparency else picture(height, width)
     layers = [Layer(long_code(0, IN_FLOAT64), alpha)]
     for i in range(masks):
@@ -446,8 +450,47 @@ def test_conditional_tiled_equals_untiled(height, width, tile, keep, alpha, mask
         layers.append(Layer(long_code(i + 1, IN_FLOAT64), 1.0 - 0.3 * i, Mask(mask)))
     ramp = Mask(torch.linspace(0, 1, width).expand(1, 1, height, width)) if strength else None
     untiled = render(IN_FLOAT64, p, layers, whole(p), strength=ramp)
-    tiled = render(IN_FLOAT64, p, layers, Plan(even(p.size, tile), keep), strength=ramp)
+    tiled = render(IN_FLOAT64, p, layers, Plan(even(p.size, tile), keep, room), strength=ramp)
     assert difference(tiled, untiled) <= 1e-5
+
+
+def test_a_pass_goes_on_from_what_the_one_before_has_kept(monkeypatch):
+    """With room enough every layer of the decoder works once on each part; without, the early ones again and again."""
+    p = picture(120, 90)
+    counts: Counter[str] = Counter()
+    forward = ReflectConv2d.forward
+    names = {module: name for name, module in CONDITIONAL.named_modules()}
+
+    def counted(layer, x, **more):
+        y = forward(layer, x, **more)
+        counts[names[layer]] += y.shape[-1] * y.shape[-2]
+        return y
+
+    monkeypatch.setattr(ReflectConv2d, "forward", counted)
+    found, work = [], []
+    for room in (0, 10**9):
+        counts.clear()
+        found.append(render(CONDITIONAL, p, [Layer(long_code(1))], Plan((64, 48), keep=False, room=room)))
+        work.append(dict(counts))
+    assert difference(*found) <= 2e-4
+    assert work[1]["encoder.conv1_1"] < 0.25 * work[0]["encoder.conv1_1"]  # two passes of ten
+    for name in CONDITIONAL.decoder.hidden:
+        pixels = 120 * 96 / CONDITIONAL.decoder.strides[name] ** 2
+        assert pixels <= work[1][f"decoder.{name}"] < 3 * pixels  # with the halo
+
+
+def test_room_is_planned_for_what_is_kept(monkeypatch):
+    size = (1000, 2000)
+    layers = [tiles.layer_bytes(CONDITIONAL, name, size) for name in CONDITIONAL.decoder.hidden]
+    assert layers[0] == CONDITIONAL.norms["conv4_1"] * 125 * 250 * 4
+    assert layers[-1] == CONDITIONAL.norms["conv1_2"] * 1000 * 2000 * 4
+    most = max(a + b for a, b in pairwise(layers))
+    cpu = torch.device("cpu")
+    assert make_plan(CONDITIONAL, size, cpu, tile=64).room == most
+    assert make_plan(NETWORK, size, cpu, tile=64).room == 0
+    monkeypatch.setattr(tiles, "resident", lambda: 10**9)
+    tight = make_plan(CONDITIONAL, size, cpu, budget=10**9 + most)
+    assert 0 < tight.room <= most / 2 and not tight.covers(size)
 
 
 def test_conditional_goes_on_exactly_when_memory_runs_out(monkeypatch):

@@ -77,11 +77,13 @@ class Decoder(nn.Module):
     @property
     def radius(self) -> int:
         """How many pixels beside its own 8x8 a feature has a part in: Σ over 3x3 convolutions of their stride."""
-        stride = 2 ** self.names.count("up")
-        radius = 0
-        for name in self.names:
-            stride, radius = (stride // 2, radius) if name == "up" else (stride, radius + stride)
-        return radius
+        return self.radius_after(None)
+
+    def radius_after(self, name: str | None) -> int:
+        """The same of an element of the output of a convolution, beside its own pixels; of a feature for None."""
+        strides = list(self.strides.items())
+        first = 0 if name is None else 1 + list(self.strides).index(name)
+        return sum(stride for _, stride in strides[first:])
 
     @property
     def strides(self) -> dict[str, int]:
@@ -100,17 +102,24 @@ class Decoder(nn.Module):
         """Channels of each convolution but the last, by its name: where a norm may be."""
         return {n: c for n, _, c in decoder_channels(self.in_channels, self.width)[:-1] if n != "up"}
 
-    def forward(self, x: Tensor, norms: LayerNorms | None = None, until: str | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, norms: LayerNorms | None = None, until: str | None = None, after: str | None = None
+    ) -> Tensor:
         """Features to a picture, in the dtype of the weights.
 
         Args:
-            x: features.
+            x: features, or the output of the convolution ``after``.
             norms: given the name and the output of each hidden convolution, what takes its place.
             until: stop at the output of this convolution, before its norm.
+            after: go on behind this convolution, with its norm; ``x`` is not changed.
         """
         x = x.to(next(self.parameters()).dtype)
+        names = self.names
+        if after is not None:
+            names = names[names.index(after) + 1 :]
+            x = F.relu(self._normed(after, x, norms))
         upsample = False
-        for name in self.names:
+        for name in names:
             if name == "up":
                 upsample = True
                 continue
@@ -118,7 +127,10 @@ class Decoder(nn.Module):
             upsample = False
             if name in (until, self.names[-1]):
                 break
-            if self.own_norms is not None:
-                x = self.own_norms[name](x)
-            x = F.relu_(x if norms is None else norms(name, x))
+            x = F.relu_(self._normed(name, x, norms))
         return x
+
+    def _normed(self, name: str, x: Tensor, norms: LayerNorms | None) -> Tensor:
+        if self.own_norms is not None:
+            x = self.own_norms[name](x)
+        return x if norms is None else norms(name, x)

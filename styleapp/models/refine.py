@@ -27,7 +27,7 @@ def refined(
     *,
     steps: int,
     lr: float = 0.05,
-    style_weight: float = 0.7,
+    style_weight: float = 0.5,
     progress: Callable[[int, float, StyleCode], None] | None = None,
 ) -> StyleCode:
     """``code`` after some steps against content loss + ``style_weight`` · style loss on ``photos``, in turn.

@@ -135,13 +135,14 @@ For the paintings that have all three, content loss / style loss:
 {pairs}
 What one sees: AdaIN brings over contrasts and some strokes but only roughly the colours, as all that it knows of a painting are {p["adain"]["style"]:,} numbers at one
 depth. CIN and IN have learned palettes and outlines: the Great Wave's cream and blue, the Visit's yellow, red and blue. A decoder that has seen
-few steps draws a fine grain in rows of 8 pixels; all three were trained against it at the end (benchmarks/grid.json). These paintings were among those that AdaIN's decoder
+few steps draws a fine grain of dots and dashes in cells of 4 or 8 pixels; all three were trained against it at the end, CIN in a stricter way (benchmarks/grid.json). These paintings were among those that AdaIN's decoder
 was trained on; what it does with others, `styleapp evaluate` measures ([model card](../weights/README.md)).
 
 ## Paintings that no training saw
 
 CIN has no row for a painting that somebody has just uploaded. Its code is predicted: measured on what the decoder makes of the painting, corrected by two small layers that
-were trained with the network, tried on a small photo, and corrected once more by what shows there (`CodePredictor`; Ghiasi et al. 2017, Marino et al. 2018). AdaIN only measures.
+were trained with the network, tried on a small photo, and corrected once more by what shows there (`CodePredictor`; Ghiasi et al. 2017, Marino et al. 2018). Then twelve gradient
+steps refine it on the same small photo, as `styleapp learn` would with more of them (`--refine`). AdaIN only measures.
 
 | 17 paintings, 20 photos | content loss | style loss | medians over the paintings |
 |---|---|---|---|

@@ -42,6 +42,13 @@ def speed() -> list[Row]:
     what = f"{biggest['photo'].replace('x', ' × ')}, `--max-memory 2GB`, whole process"
     text = f"{biggest['seconds']:.0f} s, {biggest['peak_rss_mb'] / 1000:.2f} GB at most"
     rows.append((what, text, "python scripts/bench_large.py"))
+    passes = load("passes")
+    found, height = passes["seconds"], min(passes["size"])
+    text = f"{found['tiles, outputs kept']:.1f} s; in one piece {found['one piece']:.1f} s; "
+    text += f"with nothing kept from one pass to the next {found['tiles, nothing kept']:.1f} s"
+    rows.append(
+        (f"CIN in tiles of {passes['tile'][0]} px, {height} × {height}, {passes['precision']}", text, passes["command"])
+    )
     one = load("batch")["one_process"]
     text = f"{one['images_per_second']:.2f} photos/s, {one['of_bare']:.2f} of the bare network's"
     rows.append(("a folder of JPEG, 512 × 512, in and out", text, "python scripts/bench_batch.py"))
@@ -71,7 +78,7 @@ def losses() -> list[Row]:
         content, style = (median(loss) for loss in zip(*row["by_painting"].values(), strict=True))
         if row["identity_psnr"] is not None:
             text += f"; median over the 17 paintings {content:.2f}, {style:.2f}"
-        name = f"{row['name']}, predicted codes" if norm else row["name"]
+        name = f"{row['name']}, predicted and refined codes" if norm else row["name"]
         rows.append((f"losses on 340 pairs at 512 px: {name}", text, command + norm))
     compared, inside, grid = load("compare"), load("ablation"), load("grid")
     for method, name in (("adain", "AdaIN"), ("cin", "CIN"), ("in", "IN, 3 styles")):
@@ -79,8 +86,8 @@ def losses() -> list[Row]:
             found = compared["means"][method]
             text = f"content {found['content']:.2f}, style {found['style']:.2f}"
             rows.append((f"losses on the built-in styles at 512 px: {name}", text, compared["command"]))
-    values = ", ".join(f"{name} {value:.3f}" for name, value in grid["grid"].items())
-    rows.append(("fine detail that repeats on the grid of 8 × 8 pixels (`grid_loss`)", values, grid["command"]))
+    values = ", ".join(f"{name} {value:.4f}" for name, value in grid["grid"].items())
+    rows.append(("fine detail that is tied to cells of 4 × 4 and 8 × 8 pixels (`grid_loss`)", values, grid["command"]))
     by_norm = ", ".join(f"{norm} {row['style_loss']:.1f}" for norm, row in inside["decoders"].items())
     return [*rows, ("style loss of small AdaIN decoders by the norm inside", by_norm, inside["command"])]
 

@@ -53,7 +53,7 @@ def main() -> None:
                 torch.cuda.synchronize(transfer.device)
             seconds[name].append(time.perf_counter() - start)
     result = {
-        "command": "python scripts/bench_passes.py",
+        "command": f"python scripts/bench_passes.py --runs {args.runs}",
         "machine": machine(transfer.device),
         "date": time.strftime("%Y-%m-%d"),
         "precision": transfer.precision,

@@ -158,7 +158,7 @@ class TrainOptions:
         warmup: steps over which the learning rate rises to it.
         style_weight: weight of the style loss; that of the content loss is 1.
         identity_weight: weight of the pixel loss on identity samples.
-        grid_weight: weight of the loss against patterns that repeat on the grid of the encoder's 8x8 pixels.
+        grid_weight: weight of the loss against detail that is tied to cells of 4x4 and 8x8 pixels, the encoder's grid.
         identity_share: share of samples in which the photo is its own style.
         clip: largest gradient norm.
         ema: decay of the average of the weights, which is what is saved.

@@ -40,6 +40,7 @@ NORMS = {"none": "none", "bn": "bn", "in": "in", "ln": "ln", "gn": "gn:8", "swit
 
 OPTIONS: dict[str, Any] = {
     "width": 0.25,
+    "upsampling": "nearest",
     "batch_size": 4,
     "pairs": 2,
     "lr": 1e-3,

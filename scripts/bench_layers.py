@@ -2,7 +2,7 @@
 
 python scripts/bench_layers.py > benchmarks/layers.json          (CPU, or --device cuda --batch 1 --batch 8)
 
-Reflecting is timed in the whole network, upsampling in the shipped decoder and in one of full width (random filters).
+Reflecting is timed in the whole network, upsampling in the shipped decoder and in ones of full width (random filters).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from styleapp.allocator import keep_freed_memory
 from styleapp.bench import machine
 from styleapp.models import Decoder
-from styleapp.models.layers import corrected_conv2d, padded, reflect_conv2d, upsampled_conv2d
+from styleapp.models.layers import UPSAMPLINGS, corrected_conv2d, padded, upsampled_conv2d
 from styleapp.pipeline import StyleTransfer
 
 Layer = Callable[..., Tensor]
@@ -36,8 +36,8 @@ def with_own_pad(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     return F.conv2d(padded(x, "reflect"), weight, bias)
 
 
-def upsampled_first(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return reflect_conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias)
+def upsampled_first(x: Tensor, weight: Tensor, bias: Tensor | None = None, mode: str = "nearest") -> Tensor:
+    return F.conv2d(F.pad(F.interpolate(x, scale_factor=2.0, mode=mode), (1, 1, 1, 1), mode="replicate"), weight, bias)
 
 
 REFLECTING: dict[str, Layer] = {
@@ -76,8 +76,11 @@ def main() -> None:
     transfer = StyleTransfer(args.device)
     stylizer, device = transfer.stylizer, transfer.device
     code = transfer.code("great-wave").to(device)
-    wide = Decoder(stylizer.encoder.num_channels).to(device, next(stylizer.parameters()).dtype)
-    wide.to(memory_format=torch.channels_last)
+    dtype, channels = next(stylizer.parameters()).dtype, stylizer.encoder.num_channels
+    decoders = {"decoder": stylizer.decoder}
+    for mode in UPSAMPLINGS:
+        wide = Decoder(channels, upsampling=mode).to(device, dtype)
+        decoders[f"decoder_full_width_{mode}"] = wide.to(memory_format=torch.channels_last)
 
     def wait() -> None:
         if device.type == "cuda":
@@ -89,7 +92,7 @@ def main() -> None:
         features = stylizer.encoder(image)
         row: dict[str, Any] = {"batch": batch}
         row["network"] = in_turn("reflect_conv2d", REFLECTING, lambda: stylizer(image, code), wait, args.runs)  # noqa: B023
-        for name, decoder in (("decoder", stylizer.decoder), ("decoder_full_width", wide)):
+        for name, decoder in decoders.items():
             row[name] = in_turn("upsampled_conv2d", UPSAMPLING, lambda: decoder(features), wait, args.runs)  # noqa: B023
         rows.append(row)
     about = {"machine": machine(device), "date": time.strftime("%Y-%m-%d"), "precision": transfer.precision}

@@ -13,6 +13,7 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -53,10 +54,15 @@ def width_of(file: Path, prefix: str = "") -> float:
         return float(stored.get_slice(f"{prefix}conv1_2.bias").get_shape()[0] / 64)
 
 
-def norm_of(file: Path) -> str:
-    """The norm inside a small decoder."""
+def option_of(file: Path, name: str, otherwise: str) -> str:
+    """What a network was trained with; ``otherwise`` for one of before there was that option."""
     with safe_open(file, "pt") as stored:
-        return str(json.loads(stored.metadata()["options"])["norm"])
+        return str(json.loads((stored.metadata() or {}).get("options", "{}")).get(name, otherwise))
+
+
+def decoder_config(file: Path, prefix: str = "") -> dict[str, Any]:
+    """What is needed to build the decoder in a file."""
+    return {"width": width_of(file, prefix), "upsampling": option_of(file, "upsampling", "nearest")}
 
 
 def styles_of(file: Path) -> list[str]:
@@ -103,7 +109,7 @@ def main() -> None:
         },
         DECODER: {
             "architecture": "adain-decoder",
-            "config": {"width": width_of(files[DECODER])},
+            "config": decoder_config(files[DECODER]),
             "source": "trained by styleapp train adain, see README.md beside this file",
             "licence": "Apache-2.0",
             **made_with,
@@ -120,7 +126,7 @@ def main() -> None:
         files[file.stem] = file
         entries[file.stem] = {
             "architecture": "conditional-instance-norm",
-            "config": {"width": width_of(file, "decoder."), "styles": styles_of(file)},
+            "config": {**decoder_config(file, "decoder."), "styles": styles_of(file)},
             "source": "trained by styleapp train cin, see README.md beside this file",
             "licence": "Apache-2.0",
             **made_with,
@@ -130,7 +136,7 @@ def main() -> None:
             files[file.stem] = file
             entries[file.stem] = {
                 "architecture": "adain-decoder",
-                "config": {"width": width_of(file), "norm": norm_of(file)},
+                "config": {**decoder_config(file), "norm": option_of(file, "norm", "none")},
                 "source": "trained by scripts/ablation.py, see README.md beside this file",
                 "licence": "Apache-2.0",
                 **made_with,

@@ -143,14 +143,15 @@ def plain_network(stylizer: Stylizer) -> Callable[[Tensor, Tensor], Tensor]:
         for name in network.names:
             if name == "M":
                 parts.append(nn.MaxPool2d(2, 2, 0, ceil_mode=True))
-            elif name == "up":
-                parts.append(nn.Upsample(scale_factor=2, mode="nearest"))
+            elif isinstance(network, Decoder) and name == "up":
+                parts.append(nn.Upsample(scale_factor=2, mode=network.upsampling))
             else:
+                border = nn.ReplicationPad2d if parts and isinstance(parts[-1], nn.Upsample) else nn.ReflectionPad2d
                 own = network.get_submodule(name)
                 assert isinstance(own, nn.Conv2d)
                 conv = nn.Conv2d(own.in_channels, own.out_channels, 3)
                 conv.load_state_dict({k: v.detach().float().contiguous() for k, v in own.state_dict().items()})
-                parts += [nn.ReflectionPad2d(1), conv, nn.ReLU()]
+                parts += [border(1), conv, nn.ReLU()]
         if isinstance(network, Decoder):
             parts.pop()
         return nn.Sequential(*parts).to(next(network.parameters()).device)

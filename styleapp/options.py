@@ -16,6 +16,7 @@ __all__ = [
     "NORM_EXAMPLES",
     "NORM_NAMES",
     "PRECISIONS",
+    "UPSAMPLINGS",
     "BatchOptions",
     "ConditionalOptions",
     "DecoderOptions",
@@ -28,6 +29,7 @@ DEVICES = ("auto", "cpu", "cuda", "cuda:0")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 COLOURS = ("none", "luma", "coral", "histogram", "palette")
 NORM_NAMES = ("auto", "adain", "cin", "in", "adaln", "adabn", "efdm", "wct", "adagn", "decoder")
+UPSAMPLINGS = ("bilinear", "nearest")
 NORM_EXAMPLES = (*NORM_NAMES[:-2], "adagn:32", "decoder:bn")
 
 
@@ -149,6 +151,7 @@ class TrainOptions:
 
     Attributes:
         width: share of the paper's decoder channels.
+        upsampling: in the decoder: bilinear, or nearest as in the paper.
         steps: length of the run; the learning rate falls to zero over it by a cosine.
         batch_size: photos a step.
         pairs: styles a photo. The frozen encoding of the photo is shared by them, so 2 costs less than twice
@@ -168,6 +171,7 @@ class TrainOptions:
     """
 
     width: float = 1.0
+    upsampling: str = "bilinear"
     steps: int = 60_000
     batch_size: int = 8
     pairs: int = 2
@@ -188,6 +192,8 @@ class TrainOptions:
         for name in ("steps", "batch_size", "pairs", "size"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.upsampling not in UPSAMPLINGS:
+            raise unknown_name("upsampling", self.upsampling, UPSAMPLINGS)
 
 
 @dataclass(frozen=True)

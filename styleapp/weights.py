@@ -175,7 +175,9 @@ class Weights:
         tensors = self.load(name)
         self.check_pair(name)
         entry = self.entries[name]
-        decoder = Decoder(encoder.num_channels, entry.config["width"])
+        decoder = Decoder(
+            encoder.num_channels, entry.config["width"], upsampling=entry.config.get("upsampling", "nearest")
+        )
         state = {k.removeprefix("decoder."): v for k, v in tensors.items() if k.startswith("decoder.")}
         stylizer = Stylizer(encoder, _filled(decoder, state, self.folder), conditional=True)
         if state := {k.removeprefix("predictor."): v for k, v in tensors.items() if k.startswith("predictor.")}:

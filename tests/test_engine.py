@@ -22,13 +22,13 @@ from styleapp.pipeline import StyleTransfer
 from styleapp.tiles import Plan, even, make_plan, one_piece
 
 
-def network() -> Stylizer:
+def network(upsampling: str = "nearest") -> Stylizer:
     torch.manual_seed(3)
-    made = alive(Stylizer(Encoder(TINY_VGG), Decoder(16)))
-    return made
+    return alive(Stylizer(Encoder(TINY_VGG), Decoder(16, upsampling=upsampling)))
 
 
 NETWORK = network()
+BILINEAR = Stylizer(NETWORK.encoder, network("bilinear").decoder)
 MATCHINGS = [
     Matching(),
     Matching(over="layer"),
@@ -116,8 +116,10 @@ def test_radius_is_tight():
         assert bool(encoder(p)[0, 0, 10, 10] != 0) is seen
 
 
-def test_radius_of_the_decoder():
-    decoder = positive(Decoder(16))
+@pytest.mark.parametrize(("upsampling", "radius"), [("nearest", 30), ("bilinear", 37)])
+def test_radius_of_the_decoder(upsampling, radius):
+    decoder = positive(Decoder(16, upsampling=upsampling))
+    assert decoder.radius == radius
     x = torch.zeros(1, 16, 20, 20, dtype=torch.float64)
     x[..., 10, 10] = 1e6
     rows = decoder(x)[0, 0].any(1).nonzero().flatten()
@@ -137,9 +139,10 @@ def test_radius_of_the_decoder():
     strength=st.booleans(),
     luma=st.booleans(),
     transparency=st.booleans(),
+    stylizer=st.sampled_from([NETWORK, BILINEAR]),
 )
 def test_tiled_equals_untiled(
-    height, width, tile, keep, matching, alpha, masks, softness, strength, luma, transparency
+    height, width, tile, keep, matching, alpha, masks, softness, strength, luma, transparency, stylizer
 ):
     p = cutout(picture(height, width)) if transparency else picture(height, width)
     wants_features = matching.kind != "moments"
@@ -153,8 +156,8 @@ def test_tiled_equals_untiled(
     if strength:
         options["strength"] = Mask(torch.linspace(0, 1, width).expand(1, 1, height, width))
     tiles = Plan(even(p.size, tile), keep or matching.kind == "efdm")
-    found = render(NETWORK, p, layers, tiles, **options)
-    wanted = render(NETWORK, p, layers, whole(p), **options)
+    found = render(stylizer, p, layers, tiles, **options)
+    wanted = render(stylizer, p, layers, whole(p), **options)
     # EFDM goes by ranks: rounding that swaps two neighbours moves them by a step. WCT of a photo that is smooth where
     # nothing shows divides by variances near 0.
     if matching.kind == "efdm" or (matching.kind == "wct" and transparency):
@@ -373,7 +376,7 @@ class TestPipeline:
             transfer.stylize(picture(48, 40), "great-wave", **self.SIZE, **options)
 
 
-CONDITIONAL = Stylizer(NETWORK.encoder, NETWORK.decoder, conditional=True).eval().requires_grad_(False)
+CONDITIONAL = Stylizer(BILINEAR.encoder, BILINEAR.decoder, conditional=True).eval().requires_grad_(False)
 
 
 IN_FLOAT64 = deepcopy(CONDITIONAL).double()
@@ -476,7 +479,7 @@ def test_a_pass_goes_on_from_what_the_one_before_has_kept(monkeypatch):
     assert work[1]["encoder.conv1_1"] < 0.25 * work[0]["encoder.conv1_1"]  # two passes of ten
     for name in CONDITIONAL.decoder.hidden:
         pixels = 120 * 96 / CONDITIONAL.decoder.strides[name] ** 2
-        assert pixels <= work[1][f"decoder.{name}"] < 3 * pixels  # with the halo
+        assert pixels <= work[1][f"decoder.{name}"] < 4 * pixels  # with the halo
 
 
 def test_room_is_planned_for_what_is_kept(monkeypatch):
@@ -500,7 +503,7 @@ def test_conditional_goes_on_exactly_when_memory_runs_out(monkeypatch):
     forward = CONDITIONAL.decoder.forward
 
     def small(x, *more):
-        if x.shape[-1] > 10:
+        if x.shape[-1] > 11:
             raise MemoryError
         return forward(x, *more)
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from styleapp.batch import Settings, Task, Worker, find_photos, make_jobs
 from styleapp.images import Picture
 from styleapp.models import Decoder, Encoder, Stylizer
-from styleapp.models.layers import corrected_conv2d, padded, reflect_conv2d, upsampled_conv2d
+from styleapp.models.layers import UPSAMPLINGS, corrected_conv2d, padded, reflect_conv2d, upsampled_conv2d
 from styleapp.norms import NORMS, make_norm, moments
 from styleapp.options import DecoderOptions, Options
 from styleapp.pipeline import StyleTransfer
@@ -167,8 +167,9 @@ def test_reflection(layout):
     assert torch.equal(found, wanted) and found.is_contiguous(memory_format=layout)
     for way in (reflect_conv2d, corrected_conv2d):
         assert torch.allclose(way(x, w), F.conv2d(wanted, w), atol=1e-12)
-    upsampled = F.interpolate(x, scale_factor=2.0, mode="nearest")
-    assert torch.allclose(upsampled_conv2d(x, w), reflect_conv2d(upsampled, w), atol=1e-12)
+    for mode in UPSAMPLINGS:
+        upsampled = F.pad(F.interpolate(x, scale_factor=2.0, mode=mode), (1, 1, 1, 1), mode="replicate")
+        assert torch.allclose(upsampled_conv2d(x, w, mode=mode), F.conv2d(upsampled, w), atol=1e-12)
 
 
 @pytest.mark.parametrize("name", NORMS)

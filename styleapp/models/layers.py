@@ -8,7 +8,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ReflectConv2d", "corrected_conv2d", "joined", "padded", "reflect_conv2d", "upsampled_conv2d"]
+__all__ = [
+    "UPSAMPLINGS",
+    "ReflectConv2d",
+    "corrected_conv2d",
+    "joined",
+    "padded",
+    "reflect_conv2d",
+    "upsampled_conv2d",
+]
+
+UPSAMPLINGS = {
+    "nearest": [[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]],
+    "bilinear": [
+        [[0.75, 0.25, 0], [0.25, 0.75, 0.75], [0, 0, 0.25]],
+        [[0.25, 0, 0], [0.75, 0.75, 0.25], [0, 0.25, 0.75]],
+    ],
+}
+"""To twice the size: how much of each of 2 or 3 pixels beside one another the three taps of a kernel see, for even and
+for odd places."""
 
 
 def reflect_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -37,38 +55,50 @@ def reflect_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     return corrected_conv2d(x, weight, bias)
 
 
-def upsampled_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``reflect_conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), weight, bias)``, up to rounding.
+def upsampled_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, mode: str = "nearest") -> Tensor:
+    """Convolve with a 3x3 kernel after upsampling to twice the size and repeating the border pixels.
 
-    Of an upsampled picture a 3x3 kernel sees but 2x2 different pixels, which ones depends on whether row and column are
-    even or odd. So without gradients four 2x2 kernels, sums of the 3x3 one, are applied to ``x`` itself: 16 products
-    for each 36, and no upsampled copy. To reflect what is upsampled is to repeat the border of ``x``.
+    Equals ``F.conv2d(F.pad(F.interpolate(x, scale_factor=2, mode=mode), (1, 1, 1, 1), mode="replicate"), weight,
+    bias)`` up to rounding; to repeat and to reflect the border is the same after nearest upsampling. Of an upsampled
+    picture a 3x3 kernel sees but 2x2 different pixels, or combinations of 3x3 where it is bilinear; which ones depends
+    on whether row and column are even or odd. So without gradients four kernels, sums of the one, are applied to ``x``
+    itself: no upsampled copy, and by nearest 16 products in place of 36.
 
     Args:
         x: (N, C, H, W).
         weight: (O, C, 3, 3).
         bias: (O,) or None.
+        mode: one of :data:`UPSAMPLINGS`.
 
     Returns:
         (N, O, 2H, 2W).
     """
     if _wants_gradient(x, weight):
-        return reflect_conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias)
-    (n, c, height, width), out_channels = x.shape, weight.shape[0]
-    kernels = _halves(_halves(weight.to(torch.promote_types(weight.dtype, torch.float32)), 2), 4)
-    kernels = kernels.transpose(0, 1).reshape(4 * out_channels, c, 2, 2).to(weight.dtype)
+        if mode == "nearest":
+            return reflect_conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias)
+        return F.conv2d(_bilinear_with_border(x), weight, bias)
+    n, _, height, width = x.shape
+    out_channels = weight.shape[0]
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    taps = torch.tensor(UPSAMPLINGS[mode], dtype=wide.dtype, device=wide.device)
+    kernels = torch.einsum("pkr,qls,ocrs->pqockl", taps, taps, wide).flatten(0, 2).to(weight.dtype)
     y = F.conv2d(padded(x, "replicate"), kernels, None if bias is None else bias.repeat(4))
     out = _empty(n, out_channels, 2 * height, 2 * width, like=y)
     for i, part in enumerate(y.split(out_channels, 1)):
         row, column = divmod(i, 2)
-        out[:, :, row::2, column::2] = part[:, :, row : row + height, column : column + width]
+        top, left = (p if mode == "nearest" else 0 for p in (row, column))  # of two taps, the later ones are lower
+        out[:, :, row::2, column::2] = part[:, :, top : top + height, left : left + width]
     return out
 
 
-def _halves(kernel: Tensor, dim: int) -> Tensor:
-    """The two kernels of 2 that a kernel of 3 along ``dim`` is on pixels that come twice: of even and of odd ones."""
-    first, second, third = kernel.split(1, dim)
-    return torch.stack([torch.cat([first, second + third], dim), torch.cat([first + second, third], dim)])
+def _bilinear_with_border(x: Tensor) -> Tensor:
+    """(N, C, H, W) bilinearly to (N, C, 2H + 2, 2W + 2), border repeated. Its gradient is the same in each run."""
+    for dim in (2, 3):
+        count = x.shape[dim]
+        x = torch.cat([x.narrow(dim, 0, 1), x, x.narrow(dim, count - 1, 1)], dim)
+        before, behind = x.narrow(dim, 0, count + 1), x.narrow(dim, 1, count + 1)
+        x = torch.stack([before.lerp(behind, 0.25), before.lerp(behind, 0.75)], dim + 1).flatten(dim, dim + 1)
+    return x
 
 
 def padded(x: Tensor, mode: Literal["reflect", "replicate"]) -> Tensor:
@@ -122,6 +152,8 @@ class ReflectConv2d(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size=3)
 
-    def forward(self, x: Tensor, *, upsample: bool = False) -> Tensor:
-        """(N, C, H, W) to (N, O, H, W), or (N, O, 2H, 2W) where nearest upsampling comes first."""
-        return (upsampled_conv2d if upsample else reflect_conv2d)(x, self.weight, self.bias)
+    def forward(self, x: Tensor, *, upsampling: str | None = None) -> Tensor:
+        """(N, C, H, W) to (N, O, H, W), or (N, O, 2H, 2W) where upsampling comes first."""
+        if upsampling is None:
+            return reflect_conv2d(x, self.weight, self.bias)
+        return upsampled_conv2d(x, self.weight, self.bias, upsampling)

@@ -126,7 +126,7 @@ class _Run(Run):
     ) -> None:
         torch.manual_seed(options.seed)
         encoder.to(device)
-        decoder = new_decoder(encoder, options.width)
+        decoder = new_decoder(encoder, options.width, upsampling=options.upsampling)
         start = None if init is None else Start.read(init)
         if start is not None:
             start.fill_decoder(decoder)

@@ -71,7 +71,7 @@ class _Run(Run):
         paintings: ImagePool,
     ) -> None:
         torch.manual_seed(options.seed)
-        self.decoder = new_decoder(encoder, options.width, options.norm)
+        self.decoder = new_decoder(encoder, options.width, options.norm, options.upsampling)
         self.decoder.to(device).to(memory_format=torch.channels_last)
         super().__init__(encoder, self.decoder, options, device)
         self.photos, self.paintings = photos, paintings

@@ -42,9 +42,9 @@ def learning_rate(step: int, options: TrainOptions) -> float:
     return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / options.steps)))
 
 
-def new_decoder(encoder: Encoder, width: float, norm: str = "none") -> Decoder:
+def new_decoder(encoder: Encoder, width: float, norm: str = "none", upsampling: str = "nearest") -> Decoder:
     """A decoder of fresh filters, He's initialisation."""
-    decoder = Decoder(encoder.num_channels, width, norm)
+    decoder = Decoder(encoder.num_channels, width, norm, upsampling)
     for layer in decoder.modules():
         if isinstance(layer, ReflectConv2d):
             assert layer.bias is not None

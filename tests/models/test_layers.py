@@ -4,11 +4,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from styleapp.models.layers import ReflectConv2d, joined, padded, reflect_conv2d, upsampled_conv2d
+from styleapp.models.layers import UPSAMPLINGS, ReflectConv2d, joined, padded, reflect_conv2d, upsampled_conv2d
 
 
 def plain(x, weight, bias):
     return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), weight, bias)
+
+
+def after_upsampling(x, weight, bias, mode):
+    x = F.interpolate(x, scale_factor=2.0, mode=mode)
+    return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), weight, bias)
 
 
 @settings(max_examples=60, deadline=None)
@@ -22,25 +27,49 @@ def test_equals_padding_first(batch, height, width, bias, channels_last):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.booleans(), st.booleans())
-def test_nearest_upsampling_first(batch, height, width, bias, channels_last):
+@given(
+    st.integers(1, 3),
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([*UPSAMPLINGS]),
+)
+def test_upsampling_first(batch, height, width, bias, channels_last, mode):
     x, w = torch.randn(batch, 3, height, width, dtype=torch.float64), torch.randn(4, 3, 3, 3, dtype=torch.float64)
     b = torch.randn(4, dtype=torch.float64) if bias else None
     layout = torch.channels_last if channels_last else torch.contiguous_format
     x = x.contiguous(memory_format=layout)
-    wanted = plain(F.interpolate(x, scale_factor=2.0, mode="nearest"), w, b)
-    found = upsampled_conv2d(x, w, b)
+    wanted = after_upsampling(x, w, b, mode)
+    found = upsampled_conv2d(x, w, b, mode)
     assert torch.allclose(found, wanted, atol=1e-12)
     assert height == width == 1 or found.is_contiguous(memory_format=layout)  # a single pixel has either layout
-    assert torch.allclose(upsampled_conv2d(x, w.requires_grad_(), b), wanted, atol=1e-12)
+    assert torch.allclose(upsampled_conv2d(x, w.requires_grad_(), b, mode), wanted, atol=1e-12)
 
 
-def test_upsampling_in_low_precision_is_as_good():
+def test_border_of_nearest_upsampling_may_as_well_be_reflected():
+    x, w = torch.randn(1, 3, 4, 5, dtype=torch.float64), torch.randn(4, 3, 3, 3, dtype=torch.float64)
+    wanted = plain(F.interpolate(x, scale_factor=2.0, mode="nearest"), w, None)
+    assert torch.allclose(upsampled_conv2d(x, w), wanted, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", UPSAMPLINGS)
+def test_gradients_of_upsampling(mode):
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(4, 3, 3, 3, dtype=torch.float64, requires_grad=True)
+    ours = torch.autograd.grad(upsampled_conv2d(x, w, mode=mode).square().sum(), [x, w])
+    theirs = torch.autograd.grad(after_upsampling(x, w, None, mode).square().sum(), [x, w])
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.allclose(a, b)
+
+
+@pytest.mark.parametrize("mode", UPSAMPLINGS)
+def test_upsampling_in_low_precision_is_as_good(mode):
     """The sums of filters are rounded once, and no more is lost than in the plain way."""
     x, w = torch.randn(1, 32, 20, 20), torch.randn(16, 32, 3, 3) / 17
-    exact = upsampled_conv2d(x.double(), w.double())
-    ours = upsampled_conv2d(x.bfloat16(), w.bfloat16())
-    theirs = plain(F.interpolate(x.bfloat16(), scale_factor=2.0, mode="nearest"), w.bfloat16(), None)
+    exact = upsampled_conv2d(x.double(), w.double(), mode=mode)
+    ours = upsampled_conv2d(x.bfloat16(), w.bfloat16(), mode=mode)
+    theirs = after_upsampling(x.bfloat16(), w.bfloat16(), None, mode)
     assert (ours - exact).square().mean() < 1.5 * (theirs - exact).square().mean()
 
 

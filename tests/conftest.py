@@ -104,7 +104,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
             | {f"{name}.layers": torch.rand(len(SIZES), 2, 4 + 6 + 8) for name in STYLES},
             {"sizes": SIZES},
         ),
-        "cin": (decoder | {"codes": table(len(STYLES))}, {"width": 1.0, "upsampling": "bilinear", "styles": STYLES}),
+        "cin": (decoder | {"codes": table(len(STYLES))}, {"width": 1.0, "styles": STYLES}),
         "ablation_none": (network.decoder.state_dict(), {"width": 1.0, "in_channels": 16}),
         "ablation_bn": (with_norm("bn"), {"width": 1.0, "in_channels": 16, "norm": "bn"}),
         "ablation_in": (with_norm("in"), {"width": 1.0, "in_channels": 16, "norm": "in"}),

@@ -113,3 +113,16 @@ def test_codes_between_sizes_are_interpolated(weights):
         gallery.code("great-wave", 16)
     with pytest.raises(OptionError, match="did you mean 'great-wave'"):
         gallery.code("graet-wave", 64)
+
+
+def test_the_manifest_says_how_a_decoder_upsamples(copy):
+    """Nearest where it says nothing, as in files of before there was a choice."""
+    plain = Weights(copy)
+    nearest = plain.conditional("cin", plain.encoder()).stylizer.decoder
+    edit(copy, lambda files: files["cin"]["config"].update(upsampling="bilinear"))
+    changed = Weights(copy)
+    bilinear = changed.conditional("cin", changed.encoder()).stylizer.decoder
+    assert (nearest.upsampling, bilinear.upsampling) == ("nearest", "bilinear")
+    features = torch.rand(1, 16, 4, 4)
+    with torch.inference_mode():
+        assert not torch.allclose(nearest(features), bilinear(features), atol=1e-3)

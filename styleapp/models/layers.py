@@ -86,7 +86,7 @@ def upsampled_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, mode
     out = _empty(n, out_channels, 2 * height, 2 * width, like=y)
     for i, part in enumerate(y.split(out_channels, 1)):
         row, column = divmod(i, 2)
-        top, left = (p if mode == "nearest" else 0 for p in (row, column))  # of two taps, the later ones are lower
+        top, left = (p * (3 - taps.shape[1]) for p in (row, column))  # of two pixels, odd places see the later ones
         out[:, :, row::2, column::2] = part[:, :, top : top + height, left : left + width]
     return out
 

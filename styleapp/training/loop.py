@@ -132,7 +132,7 @@ class Run(ABC):
     def resume(self, checkpoint: Path) -> None:
         """Go on where ``checkpoint`` was written. Only its length may have changed since."""
         saved = torch.load(checkpoint, map_location=self.device, weights_only=True)
-        then = type(self.options)(**saved["options"])
+        then = type(self.options)(**{"upsampling": "nearest", **saved["options"]})  # of before there was a choice
         same = replace(then, steps=self.options.steps, compile=self.options.compile)
         if same != self.options:
             changed = [k for k, v in asdict(same).items() if v != getattr(self.options, k)]

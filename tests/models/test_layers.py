@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from styleapp import options
 from styleapp.models.layers import UPSAMPLINGS, ReflectConv2d, joined, padded, reflect_conv2d, upsampled_conv2d
 
 
@@ -51,6 +52,10 @@ def test_border_of_nearest_upsampling_may_as_well_be_reflected():
     x, w = torch.randn(1, 3, 4, 5, dtype=torch.float64), torch.randn(4, 3, 3, 3, dtype=torch.float64)
     wanted = plain(F.interpolate(x, scale_factor=2.0, mode="nearest"), w, None)
     assert torch.allclose(upsampled_conv2d(x, w), wanted, atol=1e-12)
+
+
+def test_what_training_offers_is_what_there_is():
+    assert set(options.UPSAMPLINGS) == set(UPSAMPLINGS)
 
 
 @pytest.mark.parametrize("mode", UPSAMPLINGS)

@@ -162,6 +162,7 @@ class TrainOptions:
         style_weight: weight of the style loss; that of the content loss is 1.
         identity_weight: weight of the pixel loss on identity samples.
         grid_weight: weight of the loss against detail that is tied to cells of 4x4 and 8x8 pixels, the encoder's grid.
+        equivariance_weight: weight of the loss against detail that does not follow a photo that is turned or shifted.
         identity_share: share of samples in which the photo is its own style.
         clip: largest gradient norm.
         ema: decay of the average of the weights, which is what is saved.
@@ -181,6 +182,7 @@ class TrainOptions:
     style_weight: float = 10.0
     identity_weight: float = 20.0
     grid_weight: float = 0.0
+    equivariance_weight: float = 0.0
     identity_share: float = 0.15
     clip: float = 5.0
     ema: float = 0.999

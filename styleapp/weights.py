@@ -167,7 +167,7 @@ class Weights:
         encoder = self.encoder()
         tensors = self.load(DECODER)
         self.check_pair(DECODER)
-        decoder = _filled(Decoder(**self.entries[DECODER].config), tensors, self.folder)
+        decoder = _filled(self._decoder(DECODER, **self.entries[DECODER].config), tensors, self.folder)
         return Stylizer(encoder, decoder).eval().requires_grad_(False)
 
     def conditional(self, name: str, encoder: Encoder) -> Conditional:
@@ -175,9 +175,8 @@ class Weights:
         tensors = self.load(name)
         self.check_pair(name)
         entry = self.entries[name]
-        decoder = Decoder(
-            encoder.num_channels, entry.config["width"], upsampling=entry.config.get("upsampling", "nearest")
-        )
+        config = {k: v for k, v in entry.config.items() if k != "styles"}
+        decoder = self._decoder(name, in_channels=encoder.num_channels, **config)
         state = {k.removeprefix("decoder."): v for k, v in tensors.items() if k.startswith("decoder.")}
         stylizer = Stylizer(encoder, _filled(decoder, state, self.folder), conditional=True)
         if state := {k.removeprefix("predictor."): v for k, v in tensors.items() if k.startswith("predictor.")}:
@@ -199,8 +198,15 @@ class Weights:
         name = ABLATION + norm
         tensors = self.load(name)
         self.check_pair(name)
-        decoder = _filled(Decoder(**self.entries[name].config), tensors, self.folder)
+        decoder = _filled(self._decoder(name, **self.entries[name].config), tensors, self.folder)
         return Stylizer(encoder, decoder).eval().requires_grad_(False)
+
+    def _decoder(self, name: str, **config: Any) -> Decoder:
+        try:
+            return Decoder(**config)
+        except (TypeError, ValueError) as error:
+            message = f"{self.folder}/manifest.json: the config of {name!r} fits no decoder ({error})"
+            raise WeightsError(message) from None
 
     @property
     def ablation_norms(self) -> list[str]:

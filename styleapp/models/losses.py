@@ -1,4 +1,4 @@
-"""The losses of the AdaIN paper (Huang and Belongie 2017, section 5.2), and one against regular grids."""
+"""The losses of the AdaIN paper (Huang and Belongie 2017, section 5.2), and two against patterns of the pixel grid."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from styleapp.models.stylizer import StyleCode
 
-__all__ = ["content_loss", "grid_loss", "style_loss"]
+__all__ = ["content_loss", "equivariance_loss", "grid_loss", "style_loss"]
 
 
 def content_loss(features: Tensor, target: Tensor) -> Tensor:
@@ -50,6 +50,30 @@ def grid_loss(picture: Tensor, periods: Sequence[int] = (4, 8), window: int = 17
     image = picture.float()
     values = [_tied(_equalised(image - _local_mean(image, p + 1), window, eps), p) for p in periods]
     return torch.stack(values).mean((0, 2))
+
+
+def equivariance_loss(
+    picture: Tensor, other: Tensor, inside: Tensor | None = None, window: int = 17, eps: float = 0.01
+) -> Tensor:
+    """How much the fine detail of two pictures of the same thing differs. (N,).
+
+    With h a channel less its mean over 9² and g = h / sqrt(mean of h² over window² + eps²), as in :func:`grid_loss`:
+
+        mean (g - g')² / 2
+
+    0 for the same detail, 1 for details that know nothing of each other. For T a turn or a shift, T(f(photo)) against
+    f(T(photo)) shows how much of what a network f draws follows the photo; the rest follows the grid of the pixels, as
+    dots, dashes and weaves do at any period and any place. (Ours; not of the paper.)
+
+    Args:
+        picture, other: (N, C, H, W).
+        inside: (1, 1, H, W), 1 where to compare and 0 elsewhere; None for all places.
+    """
+    g, h = (_equalised(x - _local_mean(x, 9), window, eps) for x in (picture.float(), other.float()))
+    difference = (g - h).square().mean(1, keepdim=True) / 2
+    if inside is None:
+        return difference.mean((1, 2, 3))
+    return (difference * inside).sum((1, 2, 3)) / inside.sum().clamp_min(1)
 
 
 def _equalised(detail: Tensor, window: int, eps: float) -> Tensor:

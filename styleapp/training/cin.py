@@ -24,6 +24,7 @@ from styleapp.norms import moments
 from styleapp.options import ConditionalOptions
 from styleapp.training.data import ImagePool, painting_crops
 from styleapp.training.loop import Losses, Report, Run, new_decoder, train
+from styleapp.training.moves import draw_move, followed
 from styleapp.training.pairs import tiled, where
 from styleapp.training.start import Start
 
@@ -166,19 +167,20 @@ class _Run(Run):
         count = o.batch_size * o.pairs
         rows = torch.randint(len(self.names), (count,)).to(self.device)
         strength = (torch.rand(count, 1, 1, 1) >= o.identity_share).float().to(self.device)
+        motion = draw_move(o.size, self.device) if o.equivariance_weight else None
         if self.further is None:
-            return self.loss(photo, rows, strength)
+            return self.loss(photo, rows, strength, motion)
         painting = painting_crops(self.further, count, o.size, o.pattern_share)
         predicted = torch.rand(count, 1, 1, 1) < o.further_share
-        return self.loss(
-            photo, rows, strength, painting.to(memory_format=torch.channels_last), predicted.to(self.device)
-        )
+        painting = painting.to(memory_format=torch.channels_last)
+        return self.loss(photo, rows, strength, motion, painting, predicted.to(self.device))
 
     def _loss(
         self,
         photo: Tensor,
         rows: Tensor,
         strength: Tensor,
+        motion: Tensor | None,
         painting: Tensor | None = None,
         predicted: Tensor | None = None,
     ) -> Losses:
@@ -194,7 +196,7 @@ class _Run(Run):
             code = where(predicted, of_painting, code)
             wanted = [where(predicted, f, w) for f, w in zip(found, wanted, strict=True)]
         seen = _seen(self.encoder, photo)
-        return _losses(self.stylizer, photo, seen, code, wanted, strength, self.options)
+        return _losses(self.stylizer, photo, seen, code, wanted, strength, motion, self.options)
 
     def _tried(self, code: StyleCode) -> StyleCode:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
@@ -268,6 +270,7 @@ def _losses(
     code: StyleCode,
     wanted: Sequence[StyleCode],
     strength: Tensor,
+    motion: Tensor | None,
     options: ConditionalOptions,
 ) -> Losses:
     """Of every photo in ``pairs`` styles each, one block of photos after another.
@@ -277,24 +280,35 @@ def _losses(
         code: (N·pairs, C, 1, 1), of the network.
         wanted: what the encoder finds in the paintings, at relu1_1 to relu4_1.
         strength: (N·pairs, 1, 1, 1); a sample of strength 0 passes no norm, and its wanted style is the photo's own.
+        motion: of :func:`styleapp.training.moves.draw_move`; None to leave out the loss that it is for.
     """
+
+    def restyled(source: Tensor) -> Tensor:
+        with torch.autocast(photo.device.type, torch.bfloat16, enabled=options.bf16):
+            return stylizer.restyled(source, code, strength)
+
     pairs = options.pairs
     features, own = seen
     with torch.no_grad():
         goal = [tiled(a, pairs).lerp(b, strength) for a, b in zip(own, wanted, strict=True)]
         source = features.repeat(pairs, 1, 1, 1)
         target = stylizer.apply_code(source, goal[-1])
-    with torch.autocast(photo.device.type, torch.bfloat16, enabled=options.bf16):
-        picture = stylizer.restyled(source, code, strength)
+    picture = restyled(source)
     picture = picture[..., : photo.shape[-2], : photo.shape[-1]]
     found = stylizer.encoder.features(picture)
     codes = [code_from_moments(moments(f)) for f in found]
     pixel = (picture.float() - photo.repeat(pairs, 1, 1, 1)).square() * (1 - strength)
+    unfollowed = torch.zeros_like(pixel[:1, 0, 0, 0])
+    if motion is not None:
+        unfollowed = followed(
+            photo, picture, motion, lambda moved: restyled(stylizer.encoder(moved).repeat(pairs, 1, 1, 1))
+        )
     return Losses(
         content_loss(found[-1], target).mean(),
         style_loss(codes, goal).mean(),
         pixel.mean(),
         grid_loss(picture).mean(),
+        unfollowed.mean(),
     )
 
 

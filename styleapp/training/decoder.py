@@ -15,6 +15,7 @@ from styleapp.norms import moments
 from styleapp.options import DecoderOptions
 from styleapp.training.data import ImagePool, painting_crops
 from styleapp.training.loop import Losses, Report, Run, new_decoder, train
+from styleapp.training.moves import draw_move, followed
 from styleapp.training.pairs import paired, tiled, where
 from styleapp.training.start import Start
 
@@ -88,13 +89,14 @@ class _Run(Run):
         identity = torch.rand(count, 1, 1, 1) < o.identity_share
         mixed = torch.rand(count, 1, 1, 1) < o.mix_share
         weight = torch.where(mixed, torch.rand(count, 1, 1, 1), torch.zeros(()))
-        return self.loss(photo, painting, identity.to(self.device), weight.to(self.device))
+        motion = draw_move(o.size, self.device) if o.equivariance_weight else None
+        return self.loss(photo, painting, identity.to(self.device), weight.to(self.device), motion)
 
     def state(self) -> dict[str, Tensor]:
         """Of the decoder."""
         return dict(self.ema.module.state_dict())
 
-    def _loss(self, photo: Tensor, painting: Tensor, identity: Tensor, weight: Tensor) -> Losses:
+    def _loss(self, photo: Tensor, painting: Tensor, identity: Tensor, weight: Tensor, motion: Tensor | None) -> Losses:
         """Of all pairs.
 
         An identity sample is a photo that is its own style: it takes part in every loss, and in the
@@ -113,18 +115,29 @@ class _Run(Run):
             source = features[-1].repeat(pairs, 1, 1, 1)
             stylizer = Stylizer(self.encoder, self.decoder)
             target = stylizer.apply_code(source, wanted[-1])
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
-            picture = self.decoder(target)
+
+        def decoded(target: Tensor) -> Tensor:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
+                return self.decoder(target)
+
+        def stylize(moved: Tensor) -> Tensor:
+            return decoded(stylizer.apply_code(self.encoder(moved).repeat(pairs, 1, 1, 1), wanted[-1]))
+
+        picture = decoded(target)
         height, width = photo.shape[-2:]
         picture = picture[..., :height, :width]
         seen = self.encoder.features(picture)
         found = [code_from_moments(moments(f)) for f in seen]
         pixel = (picture.float() - photo.repeat(pairs, 1, 1, 1)).square() * identity
+        unfollowed = torch.zeros_like(pixel[:1, 0, 0, 0])
+        if motion is not None:
+            unfollowed = followed(photo, picture, motion, stylize)
         return Losses(
             content_loss(seen[-1], target).mean(),
             style_loss(found, wanted).mean(),
             pixel.mean(),
             grid_loss(picture).mean(),
+            unfollowed.mean(),
         )
 
     @torch.no_grad()

@@ -34,6 +34,7 @@ class Losses(NamedTuple):
     style: Tensor
     identity: Tensor
     grid: Tensor
+    equivariance: Tensor
 
 
 def learning_rate(step: int, options: TrainOptions) -> float:
@@ -104,9 +105,10 @@ class Run(ABC):
         torch.manual_seed(o.seed * 1_000_003 + self.step)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * learning_rate(self.step, o)
-        content, style, identity, grid = losses = self.losses()
+        losses = self.losses()
         self.optimizer.zero_grad()
-        total = content + o.style_weight * style + o.identity_weight * identity + o.grid_weight * grid
+        weights = (1.0, o.style_weight, o.identity_weight, o.grid_weight, o.equivariance_weight)
+        total = torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)]).sum()
         total.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.network.parameters(), o.clip)
         self.optimizer.step()
@@ -132,7 +134,7 @@ class Run(ABC):
     def resume(self, checkpoint: Path) -> None:
         """Go on where ``checkpoint`` was written. Only its length may have changed since."""
         saved = torch.load(checkpoint, map_location=self.device, weights_only=True)
-        then = type(self.options)(**{"upsampling": "nearest", **saved["options"]})  # of before there was a choice
+        then = type(self.options)(**{"upsampling": "nearest", **saved["options"]})  # of before the choice
         same = replace(then, steps=self.options.steps, compile=self.options.compile)
         if same != self.options:
             changed = [k for k, v in asdict(same).items() if v != getattr(self.options, k)]

@@ -1,7 +1,8 @@
+import pytest
 import torch
 from torch.nn import functional as F
 
-from styleapp.models.losses import grid_loss
+from styleapp.models.losses import equivariance_loss, grid_loss
 
 
 def noise(seed: int) -> torch.Tensor:
@@ -58,3 +59,18 @@ def test_it_can_be_trained_away():
         grid_loss(picture).sum().backward()
         optimizer.step()
     assert grid_loss(picture).item() < 0.3 * before
+
+
+def test_the_same_detail_costs_nothing_whatever_lies_below_it_and_other_detail_one():
+    slope = torch.linspace(0, 1, 200).expand(1, 3, 192, 200)
+    assert equivariance_loss(noise(0), 0.5 * noise(0) + slope) < 0.01
+    assert equivariance_loss(noise(0), noise(1)) == pytest.approx(1.0, abs=0.05)
+
+
+def test_details_are_compared_inside_alone():
+    inside = torch.zeros(1, 1, 192, 200)
+    inside[..., :96, :] = 1
+    half = torch.cat([noise(0)[..., :104, :], noise(1)[..., 104:, :]], 2)
+    both = equivariance_loss(torch.cat([half, noise(2)]), torch.cat([noise(0), noise(0)]), inside)
+    assert both.shape == (2,) and both[0] < 0.02 and both[1] > 0.9
+    assert equivariance_loss(half, noise(0)) > 0.3

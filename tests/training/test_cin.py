@@ -71,6 +71,15 @@ def test_a_predictor_learns_codes_of_any_painting(folders, tmp_path):
     assert losses(tmp_path / "long.safetensors") < 0.8 * losses(None)
 
 
+@pytest.mark.parametrize("predicted", [False, True])
+def test_equivariance_is_measured_where_it_counts(folders, tmp_path, predicted):
+    more = {"further": folders[1]} if predicted else {}
+    options = replace(TINY, steps=1, size=64)
+    assert train(folders, tmp_path / "a.safetensors", options, **more)[-1]["equivariance"] == 0
+    record = train(folders, tmp_path / "b.safetensors", replace(options, equivariance_weight=1.0), **more)[-1]
+    assert 0 < record["equivariance"] < 2
+
+
 def test_with_a_predictor_a_resumed_run_equals_an_unbroken_one(folders, tmp_path):
     train(folders, tmp_path / "whole.safetensors", further=folders[1])
     broken = tmp_path / "broken.safetensors"

@@ -96,6 +96,15 @@ def test_checkpoint_of_other_options(folders, tmp_path):
     assert train(folders, out, replace(TINY, steps=5))[-1]["step"] == 5
 
 
+def test_equivariance_is_measured_where_it_counts(folders, tmp_path):
+    without = train(folders, tmp_path / "a.safetensors", replace(TINY, steps=1, size=64))[-1]
+    counted = replace(TINY, steps=1, size=64, equivariance_weight=1.0)
+    record = train(folders, tmp_path / "b.safetensors", counted)[-1]
+    assert without["equivariance"] == 0 < record["equivariance"] < 2
+    later = train(folders, tmp_path / "c.safetensors", replace(counted, steps=60, lr=3e-3, equivariance_weight=100.0))
+    assert later[-1]["equivariance"] < 0.7 * record["equivariance"]
+
+
 def test_bf16_trains_too(folders, tmp_path):
     records = train(folders, tmp_path / "d.safetensors", replace(TINY, bf16=True))
     assert torch.tensor([records[-1][k] for k in ("content", "style", "identity")]).isfinite().all()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 import shutil
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,6 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
+from styleapp import __version__
+from styleapp.codes import CodeCache, CodeKey, digest_of
 from styleapp.controls import (
     Layer,
     Mask,
@@ -60,9 +60,6 @@ __all__ = ["Options", "Region", "Source", "Style", "StyleTransfer"]
 TRANSFORMER_BYTES = 1200
 """Of memory for each pixel in an imported network, float32: 970 to 990 bytes were measured on the CPU."""
 
-CODES_KEPT = 256
-"""Codes of paintings that stay in memory: 4 KB each, of CIN 13 KB, against up to seconds of work on a CPU."""
-
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Source: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | Picture"
@@ -89,6 +86,8 @@ class StyleTransfer:
         max_pixels: larger photos and paintings are refused.
         compile: run encoder and AdaIN decoder through torch.compile. The first photo of a size takes about a minute
             longer; what is won by it, ``styleapp bench --compile`` tells.
+        code_cache: folder in which codes of paintings outlive the process, such as
+            :func:`styleapp.codes.codes_folder`; None for memory alone.
 
     Raises:
         DeviceError: for a device or precision that this machine does not have, or no compiler for it.
@@ -103,6 +102,7 @@ class StyleTransfer:
         weights: str | os.PathLike[str] | None = None,
         max_pixels: int = MAX_PIXELS,
         compile: bool = False,
+        code_cache: str | os.PathLike[str] | None = None,
     ) -> None:
         self.device = find_device(device)
         self.precision = find_precision(precision, self.device)
@@ -111,7 +111,7 @@ class StyleTransfer:
             torch.backends.cudnn.allow_tf32 = False  # its 10 bits are not float32: tiles would differ from the whole
         files = Weights(Path(weights) if weights is not None else None)
         self._files = files
-        self._codes: OrderedDict[tuple[bytes, int, bool, int], StyleCode] = OrderedDict()
+        self._codes = CodeCache(None if code_cache is None else Path(code_cache))
         self._conditional: dict[str, Conditional] = {}
         self._transformers: dict[str, TransformerNet] = {}
         self._ablations: dict[str, Stylizer] = {}
@@ -593,8 +593,8 @@ class StyleTransfer:
         """The code of a style for the network of ``norm``, or the weighted mean of several.
 
         For "cin" a learned one where there is one, else predicted and refined by so many steps; for "in" the one of
-        that network. Codes of paintings are kept in memory. ``refining`` is called after each step; what it raises
-        ends the work.
+        that network. Codes of paintings are kept (:class:`styleapp.codes.CodeCache`). ``refining`` is called after
+        each step; what it raises ends the work.
         """
         network = self.network(norm, [style])
         if isinstance(style, StyleCode):
@@ -614,17 +614,10 @@ class StyleTransfer:
             raise unknown_name("style", style, self.gallery.styles)
         painting = self._read(style, "style")
         refine = 0 if network.predictor is None else refine
-        key = (_digest(painting), style_size, network.conditional, refine)
-        with self._lock:
-            if key in self._codes:
-                self._codes.move_to_end(key)
-                return self._codes[key]
-        code = self.measure(painting, style_size, network, refine, refining)
-        with self._lock:
-            self._codes[key] = code
-            while len(self._codes) > CODES_KEPT:
-                self._codes.popitem(last=False)
-        return code
+        networks = (ENCODER, CIN) if network.conditional else (ENCODER,)
+        arithmetic = f"{self.device.type} {self.precision} {__version__}"
+        key = CodeKey(digest_of(painting), style_size, " ".join(map(self.checksum, networks)), refine, arithmetic)
+        return self._codes.code(key, lambda: self.measure(painting, style_size, network, refine, refining))
 
     def _named_code(self, name: str, style_size: int, norm: str) -> StyleCode:
         if norm not in ("cin", "in"):
@@ -753,17 +746,6 @@ class StyleTransfer:
         if isinstance(source, (str, bytes, os.PathLike)):
             return read_image(source, self.max_pixels)
         raise OptionError(f"{role} must be a path, a PIL image or bytes, got {type(source).__name__}")
-
-
-def _digest(picture: Picture) -> bytes:
-    """What identifies the content of a picture."""
-    digest = hashlib.blake2b(digest_size=16)
-    for values in (picture.pixels, picture.weight):
-        if values is not None:
-            whole = values.permute(0, 2, 3, 1).contiguous()
-            digest.update(repr((whole.dtype, whole.shape)).encode())
-            digest.update(whole.view(torch.uint8).numpy().data)
-    return digest.digest()
 
 
 def make_options(given: Mapping[str, Any]) -> Options:

@@ -68,6 +68,7 @@ def _seed() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _no_styles_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["STYLEAPP_STYLES"] = str(tmp_path_factory.mktemp("no-styles"))
+    os.environ["STYLEAPP_CODES"] = str(tmp_path_factory.mktemp("no-codes"))
 
 
 @pytest.fixture
@@ -186,6 +187,7 @@ def run(weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 
     monkeypatch.setenv("STYLEAPP_WEIGHTS", str(weights))
     monkeypatch.setenv("STYLEAPP_STYLES", str(tmp_path / "styles"))
+    monkeypatch.setenv("STYLEAPP_CODES", str(tmp_path / "codes"))
     monkeypatch.chdir(tmp_path)
 
     def call(*args: object) -> tuple[int, str, str]:

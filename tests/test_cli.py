@@ -168,6 +168,7 @@ def test_lists(run):
 def test_info(run, weights):
     facts = json.loads(run("info", "--json")[1])
     assert facts["weights"] == str(weights) and "cpu" in facts["devices"]
+    assert facts["styles"].endswith("styles") and facts["codes"].endswith("codes")
     assert "torch" in run("info")[1]
 
 

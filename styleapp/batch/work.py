@@ -31,6 +31,7 @@ class Settings:
         threads: of the CPU, for the network; 0 for PyTorch's own choice.
         weights: folder with manifest.json; None for the shipped one.
         compile: use torch.compile.
+        code_cache: folder in which codes of paintings outlive the process; None for memory alone.
     """
 
     options: Options
@@ -42,6 +43,7 @@ class Settings:
     threads: int = 0
     weights: str | None = None
     compile: bool = False
+    code_cache: str | None = None
 
     def transfer(self) -> StyleTransfer:
         """The networks, on their device.
@@ -50,7 +52,12 @@ class Settings:
             StyleError: as :class:`styleapp.pipeline.StyleTransfer`.
         """
         return StyleTransfer(
-            self.device, self.precision, weights=self.weights, max_pixels=self.max_pixels, compile=self.compile
+            self.device,
+            self.precision,
+            weights=self.weights,
+            max_pixels=self.max_pixels,
+            compile=self.compile,
+            code_cache=self.code_cache,
         )
 
 

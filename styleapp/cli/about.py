@@ -73,8 +73,9 @@ def info(as_json: Json = False) -> None:
 
         import torch
 
+        from styleapp.codes import codes_folder
         from styleapp.pipeline import find_precision
-        from styleapp.weights import weights_folder
+        from styleapp.weights import styles_folder, weights_folder
 
         def installed(package: str) -> str:
             try:
@@ -90,6 +91,8 @@ def info(as_json: Json = False) -> None:
             "devices": {name: find_precision("auto", torch.device(name)) for name in devices},
             "threads": torch.get_num_threads(),
             "weights": str(weights_folder()),
+            "styles": str(styles_folder()),
+            "codes": str(codes_folder()),
         }
     if as_json:
         typer.echo(json.dumps(facts))

@@ -85,12 +85,21 @@ def stylize(
     precision: Precision = "auto",
     compile: Compile = False,
     max_megapixels: MaxPixels = 200,
+    code_cache: Annotated[
+        bool,
+        typer.Option(
+            "--code-cache/--no-code-cache",
+            help="Keep what is found out about a painting for the next run (numbers, not the picture; "
+            "styleapp info says where).",
+        ),
+    ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
     as_json: Json = False,
 ) -> None:
     """Stylize photos: styleapp stylize photo.jpg --style great-wave -o out.png"""
     from styleapp.batch.work import Settings
     from styleapp.cli.folders import Wanted, stylize_many, watch_folder
+    from styleapp.codes import codes_folder
 
     style = style or []
     regions = [parse_region(text) for text in region or []]
@@ -99,7 +108,16 @@ def stylize(
     if as_bytes and content != ["-"]:
         raise OptionError("--bytes takes one image from standard input: CONTENT must be -")
     batch_size = 0 if many.batch_size == "auto" else int(many.batch_size)
-    settings = Settings(options, device, precision, round(max_megapixels * 1e6), quality, batch_size, compile=compile)
+    settings = Settings(
+        options,
+        device,
+        precision,
+        round(max_megapixels * 1e6),
+        quality,
+        batch_size,
+        compile=compile,
+        code_cache=str(codes_folder()) if code_cache else None,
+    )
     wanted = Wanted(content, style, out or "out", fmt, overwrite, as_json)
     folders = any(is_many(text) for text in content if not as_bytes) or any(Path(s).is_dir() for s in style)
     if not (folders or many != BatchOptions() or dry_run or watch):

@@ -1,32 +1,50 @@
-"""How much of the fine detail repeats on the grid of 8x8 pixels, in photos and in what AdaIN, CIN and IN make of them.
+"""How much of the fine detail goes by the pixels' grid, and not by the photo, in what AdaIN, CIN and IN make of photos.
 
 python scripts/bench_grid.py --content eval/content [--every 4] > benchmarks/grid.json
 
-Means of :func:`styleapp.models.losses.grid_loss` over photos and built-in styles (IN: those that have a network), on
-the picture as it is saved.
+Means over photos and built-in styles (IN: those that have a network), on pictures as they are saved. "grid" is
+:func:`styleapp.models.losses.grid_loss` of the whole picture; "shifted" and "turned" are
+:func:`styleapp.models.losses.equivariance_loss` of the middle 256 x 256 pixels,
+shifted by (3, 4) or turned by 30 degrees.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
 
 from styleapp.allocator import keep_freed_memory
 from styleapp.bench import machine
 from styleapp.evaluate import images
-from styleapp.images import Picture
+from styleapp.images import Picture, quantized
 from styleapp.models.losses import grid_loss
 from styleapp.options import Options
 from styleapp.pipeline import StyleTransfer
+from styleapp.training.moves import followed, motion
+
+CROP = 256
+MOTIONS = {"shifted": motion(CROP, 0, 3, 4), "turned": motion(CROP, math.radians(30))}
 
 
-def grid(picture: Picture) -> float:
-    return float(grid_loss(picture.rgb))
+def measured(transfer: StyleTransfer, photo: Picture, style: str, options: Options) -> dict[str, float]:
+    def stylize(image: Tensor) -> Tensor:
+        return transfer.picture(Picture(quantized(image, torch.uint8)), style, options).rgb
+
+    crop = v2.functional.center_crop(photo.rgb, [CROP, CROP])
+    picture = stylize(crop)
+    found = {name: followed(crop, picture, moved, stylize).item() for name, moved in MOTIONS.items()}
+    return {"grid": grid_loss(transfer.picture(photo, style, options).rgb).item(), **found}
 
 
 def main() -> None:
@@ -38,24 +56,27 @@ def main() -> None:
     keep_freed_memory()
     transfer = StyleTransfer()
     options = Options(size=args.size)
-    found: dict[str, list[float]] = {"photo": [], "adain": [], "cin": [], "in": []}
+    found: dict[str, list[dict[str, float]]] = {"adain": [], "cin": [], "in": []}
     files = images(args.content)[:: args.every]
+    photos = []
     for i, file in enumerate(files):
         photo = transfer.fit(file, options)
-        found["photo"].append(grid(photo))
+        photos.append(grid_loss(photo.rgb).item())
         for style in transfer.gallery.styles:
             for norm in ("adain", "cin", *(["in"] if style in transfer.instance_styles else [])):
-                found[norm].append(grid(transfer.picture(photo, style, replace(options, norm=norm))))
+                found[norm].append(measured(transfer, photo, style, replace(options, norm=norm)))
         print(f"{i + 1} of {len(files)} photos", file=sys.stderr)
-    result = {
+    result: dict[str, Any] = {
         "command": f"python scripts/bench_grid.py --content eval/content --every {args.every}",
         "machine": machine(transfer.device),
         "date": time.strftime("%Y-%m-%d"),
         "photos": len(files),
         "styles": len(transfer.gallery.styles),
         "size": args.size,
-        "grid": {name: round(statistics.mean(values), 5) for name, values in found.items()},
     }
+    for name in ("grid", *MOTIONS):
+        result[name] = {norm: round(statistics.mean(row[name] for row in rows), 5) for norm, rows in found.items()}
+    result["grid"]["photo"] = round(statistics.mean(photos), 5)
     print(json.dumps(result, indent=1))
 
 

@@ -88,6 +88,9 @@ def losses() -> list[Row]:
             rows.append((f"losses on the built-in styles at 512 px: {name}", text, compared["command"]))
     values = ", ".join(f"{name} {value:.4f}" for name, value in grid["grid"].items())
     rows.append(("fine detail that is tied to cells of 4 × 4 and 8 × 8 pixels (`grid_loss`)", values, grid["command"]))
+    shifted, turned = (", ".join(f"{n} {value:.2f}" for n, value in grid[key].items()) for key in ("shifted", "turned"))
+    text = f"shifted {shifted}; turned {turned}"
+    rows.append(("fine detail that does not follow a photo shifted or turned (0 to 1)", text, grid["command"]))
     by_norm = ", ".join(f"{norm} {row['style_loss']:.1f}" for norm, row in inside["decoders"].items())
     return [*rows, ("style loss of small AdaIN decoders by the norm inside", by_norm, inside["command"])]
 

@@ -24,7 +24,7 @@ from styleapp.norms import moments
 from styleapp.options import ConditionalOptions
 from styleapp.training.data import ImagePool, painting_crops
 from styleapp.training.loop import Losses, Report, Run, new_decoder, train
-from styleapp.training.moves import draw_move, followed
+from styleapp.training.moves import followed, random_motion
 from styleapp.training.pairs import tiled, where
 from styleapp.training.start import Start
 
@@ -167,7 +167,7 @@ class _Run(Run):
         count = o.batch_size * o.pairs
         rows = torch.randint(len(self.names), (count,)).to(self.device)
         strength = (torch.rand(count, 1, 1, 1) >= o.identity_share).float().to(self.device)
-        motion = draw_move(o.size, self.device) if o.equivariance_weight else None
+        motion = random_motion(o.size).to(self.device) if o.equivariance_weight else None
         if self.further is None:
             return self.loss(photo, rows, strength, motion)
         painting = painting_crops(self.further, count, o.size, o.pattern_share)
@@ -280,7 +280,7 @@ def _losses(
         code: (N·pairs, C, 1, 1), of the network.
         wanted: what the encoder finds in the paintings, at relu1_1 to relu4_1.
         strength: (N·pairs, 1, 1, 1); a sample of strength 0 passes no norm, and its wanted style is the photo's own.
-        motion: of :func:`styleapp.training.moves.draw_move`; None to leave out the loss that it is for.
+        motion: of :func:`styleapp.training.moves.random_motion`; None to leave out the loss that it is for.
     """
 
     def restyled(source: Tensor) -> Tensor:

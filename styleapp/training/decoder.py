@@ -15,7 +15,7 @@ from styleapp.norms import moments
 from styleapp.options import DecoderOptions
 from styleapp.training.data import ImagePool, painting_crops
 from styleapp.training.loop import Losses, Report, Run, new_decoder, train
-from styleapp.training.moves import draw_move, followed
+from styleapp.training.moves import followed, random_motion
 from styleapp.training.pairs import paired, tiled, where
 from styleapp.training.start import Start
 
@@ -89,7 +89,7 @@ class _Run(Run):
         identity = torch.rand(count, 1, 1, 1) < o.identity_share
         mixed = torch.rand(count, 1, 1, 1) < o.mix_share
         weight = torch.where(mixed, torch.rand(count, 1, 1, 1), torch.zeros(()))
-        motion = draw_move(o.size, self.device) if o.equivariance_weight else None
+        motion = random_motion(o.size).to(self.device) if o.equivariance_weight else None
         return self.loss(photo, painting, identity.to(self.device), weight.to(self.device), motion)
 
     def state(self) -> dict[str, Tensor]:

@@ -4,19 +4,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from styleapp.training.moves import draw_move, followed, move
+from styleapp.training.moves import followed, motion, move, random_motion
 
 SIZE = 96
-
-
-def motion(angle: float = 0.0, down: int = 0, right: int = 0) -> torch.Tensor:
-    cos, sin = math.cos(angle), math.sin(angle)
-    return torch.tensor([[[cos, -sin, 2 * right / SIZE], [sin, cos, 2 * down / SIZE]]])
+MOTIONS = [motion(SIZE), motion(SIZE, 0, 3, -5), motion(SIZE, 0.5), motion(SIZE, -0.7, 4, 4)]
 
 
 def test_half_of_the_motions_shift_by_whole_pixels():
     torch.manual_seed(0)
-    drawn = torch.cat([draw_move(SIZE) for _ in range(200)])
+    drawn = torch.cat([random_motion(SIZE) for _ in range(200)])
     straight = drawn[:, 0, 1] == 0
     assert 70 < straight.sum() < 130
     pixels = drawn[..., 2] * SIZE / 2
@@ -27,12 +23,12 @@ def test_half_of_the_motions_shift_by_whole_pixels():
 
 def test_a_shift_moves_pixels_and_a_quarter_turn_turns_them():
     image = torch.rand(2, 3, SIZE, SIZE)
-    shifted = move(image, motion(down=3, right=-5))
+    shifted = move(image, motion(SIZE, down=3, right=-5))
     assert torch.allclose(shifted[..., :-3, 5:], image[..., 3:, :-5], atol=1e-4)
-    assert torch.allclose(move(image, motion(math.pi / 2)), image.rot90(1, (2, 3)), atol=1e-3)
+    assert torch.allclose(move(image, motion(SIZE, math.pi / 2)), image.rot90(1, (2, 3)), atol=1e-3)
 
 
-@pytest.mark.parametrize("where", [motion(), motion(down=3, right=-5), motion(0.5), motion(-0.7, 4, 4)])
+@pytest.mark.parametrize("where", MOTIONS)
 def test_what_follows_the_photo_costs_little_and_what_follows_the_grid_costs_much(where):
     photo = F.interpolate(torch.rand(1, 3, SIZE // 4, SIZE // 4), (SIZE, SIZE), mode="bicubic").clamp(0, 1)
     dots = F.pad(torch.ones(1, 1, 2, 2), (3, 3, 3, 3)).repeat(1, 1, SIZE // 8, SIZE // 8)
@@ -46,14 +42,14 @@ def test_what_follows_the_photo_costs_little_and_what_follows_the_grid_costs_muc
     little = followed(photo, inverted(photo), where, inverted)
     much = followed(photo, dotted(photo), where, dotted)
     assert little.shape == (1,) and little < 0.02
-    if not torch.equal(where, motion()):
+    if not torch.equal(where, motion(SIZE)):
         assert much > 0.5
 
 
 def test_several_pictures_of_each_photo_and_gradients_to_them_alone():
     photo, picture = torch.rand(2, 3, SIZE, SIZE), torch.rand(4, 3, SIZE, SIZE, requires_grad=True)
     weight = torch.ones((), requires_grad=True)
-    loss = followed(photo, picture, motion(0.3), lambda moved: weight * moved.repeat(2, 1, 1, 1))
+    loss = followed(photo, picture, motion(SIZE, 0.3), lambda moved: weight * moved.repeat(2, 1, 1, 1))
     assert loss.shape == (4,)
     loss.sum().backward()
     assert picture.grad is not None and picture.grad.abs().sum() > 0 and weight.grad is None

@@ -100,9 +100,10 @@ class CodeCache:
         try:
             tensors = load_file(path)
             gamma, beta = tensors["gamma"], tensors["beta"]
-            os.utime(path)  # used now: it goes last
         except (OSError, KeyError, SafetensorError):
             return None
+        with contextlib.suppress(OSError):  # others' files may be read and not touched
+            os.utime(path)  # used now: it goes last
         return StyleCode(gamma, beta) if torch.isfinite(gamma).all() and torch.isfinite(beta).all() else None
 
     def _file(self, key: CodeKey, code: StyleCode) -> None:

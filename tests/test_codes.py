@@ -148,3 +148,13 @@ class TestByTheCommand:
         ]
         assert all(np.array_equal(plain, picture) for picture in kept)
         assert len(list((tmp_path / "mine").iterdir())) == 1
+
+
+def test_a_file_that_cannot_be_touched_is_read_all_the_same(tmp_path, monkeypatch):
+    CodeCache(tmp_path).code(KEY, find)
+
+    def utime(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "utime", utime)
+    assert equal(CodeCache(tmp_path).code(KEY, never), CODE)

@@ -617,7 +617,8 @@ class StyleTransfer:
         networks = (ENCODER, CIN) if network.conditional else (ENCODER,)
         arithmetic = f"{self.device.type} {self.precision} {__version__}"
         key = CodeKey(digest_of(painting), style_size, " ".join(map(self.checksum, networks)), refine, arithmetic)
-        return self._codes.code(key, lambda: self.measure(painting, style_size, network, refine, refining))
+        code = self._codes.code(key, lambda: self.measure(painting, style_size, network, refine, refining))
+        return code.to(self.device)
 
     def _named_code(self, name: str, style_size: int, norm: str) -> StyleCode:
         if norm not in ("cin", "in"):

@@ -197,7 +197,9 @@ def test_shipped_network_on_a_real_photo():
     photo = Image.open("examples/cat.jpg").resize((226, 150))
     result = transfer.stylize(photo, "great-wave")
     grey = [array(im.convert("L").resize((40, 27))).flatten() for im in (photo, result)]
-    assert np.corrcoef(*grey)[0, 1] > 0.5
+    mirrored = array(photo.convert("L").resize((40, 27)))[:, ::-1].flatten()
+    likeness, chance = (np.corrcoef(a, grey[1])[0, 1] for a in (grey[0], mirrored))
+    assert likeness > 0.4 and likeness > chance + 0.2  # outlines are kept, greys become the painting's two tones
     assert array(result)[..., 2].mean() > array(photo)[..., 2].mean()  # bluer than a ginger cat
     assert array(result).std() > 20
 

@@ -25,11 +25,11 @@ import torch
 from styleapp import StyleTransfer
 from styleapp.allocator import keep_freed_memory
 from styleapp.compare import compare, decoder_sweep
+from styleapp.devices import find_device
 from styleapp.evaluate import evaluate, images
 from styleapp.files import save_picture
 from styleapp.images import from_pil
 from styleapp.options import DecoderOptions, Options
-from styleapp.pipeline import find_device
 from styleapp.training.decoder import train_decoder
 from styleapp.weights import Weights
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from styleapp import norms as n
 from styleapp.allocator import keep_freed_memory
 from styleapp.bench import machine
-from styleapp.pipeline import find_device
+from styleapp.devices import find_device
 
 C, GROUPS = 64, 32
 IMAGE, TOKENS = (8, C, 64, 64), (8, 196, 768)

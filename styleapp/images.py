@@ -17,8 +17,9 @@ import torch
 from PIL import ExifTags, Image, ImageCms, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.transforms import v2
 
-from styleapp.errors import ImageError
+from styleapp.errors import ImageError, OptionError
 
 __all__ = [
     "MAX_PIXELS",
@@ -30,6 +31,8 @@ __all__ = [
     "header_metadata",
     "on_white",
     "quantized",
+    "resized",
+    "scaled",
     "srgb_profile",
     "strips",
     "to_pil",
@@ -158,6 +161,41 @@ def _extended(colour: Tensor, share: Tensor) -> Tensor:
     half = ((height + 1) // 2, (width + 1) // 2)
     coarse = _extended(F.adaptive_avg_pool2d(colour, half), F.adaptive_avg_pool2d(share, half))
     return torch.where(known, colour / share, F.interpolate(coarse, (height, width), mode="bilinear"))
+
+
+def scaled(picture: Picture, short_side: int, role: str, least: int, max_pixels: int) -> Picture:
+    """The picture with its short side at ``short_side``: bicubic, antialiased, aspect ratio kept.
+
+    Args:
+        role: what messages call the picture.
+        least: that ``short_side`` must be, pixels.
+
+    Raises:
+        OptionError: if it is less.
+        ImageError: if the result would have more than ``max_pixels``.
+    """
+    height, width = picture.size
+    if short_side < least:
+        raise OptionError(f"{role} size must be at least {least} pixels, got {short_side}")
+    if short_side == min(height, width):
+        return picture
+    ratio = short_side / min(height, width)
+    size = [max(short_side, round(height * ratio)), max(short_side, round(width * ratio))]
+    if size[0] * size[1] > max_pixels:
+        raise ImageError(f"{role} of {width}x{height} at a short side of {short_side} would be {size[1]}x{size[0]}, "
+                         f"more than the {max_pixels / 1e6:g} megapixels allowed")  # fmt: skip
+
+    picture = filled(picture)  # hidden colours would show at the edges
+    alpha = None if picture.alpha is None else resized(picture.alpha, size)
+    return replace(picture, pixels=resized(picture.pixels, size), alpha=alpha)
+
+
+def resized(pixels: Tensor, size: list[int]) -> Tensor:
+    """Pixels, (N, C, H, W), at another (height, width): bicubic, antialiased, of the same type."""
+    values = pixels if pixels.dtype == torch.uint8 else unit(pixels)
+    mode = v2.InterpolationMode.BICUBIC
+    resized: Tensor = v2.functional.resize(values, size, interpolation=mode, antialias=True)
+    return resized if pixels.dtype == torch.uint8 else quantized(resized, pixels.dtype)
 
 
 def check_pixels(image: Image.Image, name: str, max_pixels: int) -> None:

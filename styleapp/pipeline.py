@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +14,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms import v2
 
 from styleapp import __version__
 from styleapp.codes import CodeCache, CodeKey, digest_of
@@ -32,15 +29,16 @@ from styleapp.controls import (
     normalized,
     parse_norm,
 )
+from styleapp.devices import check_compiler, find_device, find_precision
 from styleapp.engine import Content, brightness, measure_content, render
-from styleapp.errors import DeviceError, ImageError, OptionError, unknown_name
+from styleapp.errors import ImageError, OptionError, unknown_name
 from styleapp.files import Animation, read_image
-from styleapp.images import MAX_PIXELS, Picture, filled, from_pil, on_white, quantized, to_pil, unit
+from styleapp.images import MAX_PIXELS, Picture, filled, from_pil, on_white, quantized, resized, scaled, to_pil, unit
 from styleapp.large import LargePicture, is_large, read_large
 from styleapp.memory import available
 from styleapp.models import StyleCode, Stylizer, TransformerNet, code_from_moments
 from styleapp.norms import merge, moments, weighted_moments
-from styleapp.options import DEVICES, PRECISIONS, Options, parse_bytes
+from styleapp.options import Options, parse_bytes
 from styleapp.tiles import Plan, make_plan
 from styleapp.weights import (
     ABLATION,
@@ -448,7 +446,7 @@ class StyleTransfer:
         painting = self._read(style, "style")
         if options.color not in ("none", "luma"):
             return painting
-        return _scaled(painting, options.style_size, "style", self.stylizer.min_size, self.max_pixels)
+        return scaled(painting, options.style_size, "style", self.stylizer.min_size, self.max_pixels)
 
     def render(self, picture: Picture, code: StyleCode, alpha: float = 1.0) -> Picture:
         """Stylize a picture of final size with a code; its transparency is kept."""
@@ -560,7 +558,7 @@ class StyleTransfer:
         if tuple(values.shape[-2:]) != photo.size:
             height, width = values.shape[-2:]
             note(f"{name}: the mask is {width}x{height}, resized to the photo's {photo.size[1]}x{photo.size[0]}")
-            values = _resized(values, list(photo.size))
+            values = resized(values, list(photo.size))
         return values
 
     def fit(self, content: Source, options: Options, *, on_disk: bool = False) -> Picture:
@@ -578,7 +576,7 @@ class StyleTransfer:
 
     def _fitted(self, picture: Picture, options: Options) -> Picture:
         if options.size:
-            picture = _scaled(picture, options.size, "photo", self.stylizer.min_size, self.max_pixels)
+            picture = scaled(picture, options.size, "photo", self.stylizer.min_size, self.max_pixels)
         _check_side(picture, self.stylizer.min_size, "photo")
         return picture
 
@@ -700,7 +698,7 @@ class StyleTransfer:
 
     def _measured(self, painting: Picture, style_size: int, least: int) -> tuple[Tensor, Tensor | None]:
         """A painting at its size, and what its pixels count: how far they show."""
-        fitted = filled(_scaled(painting, style_size, "style", least, self.max_pixels))
+        fitted = filled(scaled(painting, style_size, "style", least, self.max_pixels))
         _check_side(fitted, least, "style")
         weight = fitted.weight
         image = fitted.rgb.to(self.device, memory_format=torch.channels_last)
@@ -758,100 +756,8 @@ def make_options(given: Mapping[str, Any]) -> Options:
     return Options(**given)
 
 
-def find_device(name: str) -> torch.device:
-    """The device of that name; only "auto" falls back to another.
-
-    Raises:
-        OptionError: for a name that is no device.
-        DeviceError: for a device that this machine does not have.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
-        raise unknown_name("device", name, DEVICES)
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(f"device {name!r} was asked for, but PyTorch sees no CUDA GPU here; use cpu or auto")
-    if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
-        raise DeviceError(f"device {name!r} was asked for, but there are {torch.cuda.device_count()} GPUs here")
-    return torch.device(name)
-
-
-def check_compiler(device: torch.device) -> None:
-    """Check that torch.compile has what it needs for the device.
-
-    Raises:
-        DeviceError: if it has not.
-    """
-    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
-        raise DeviceError("compiling for a GPU needs the package triton, which is not installed; leave out --compile")
-    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
-        raise DeviceError("compiling for a CPU needs a C++ compiler, and there is no g++ here; leave out --compile")
-
-
-def find_precision(name: str, device: torch.device) -> str:
-    """fp32, bf16 or fp16; "auto" takes the fastest that the device computes in natively.
-
-    Raises:
-        OptionError: for an unknown name.
-        DeviceError: for fp16 on a CPU, whose convolutions are slower in it than in float32, and for bf16 on one for
-            which there are no such convolutions: a plain loop would take a hundred times as long.
-    """
-    if name not in PRECISIONS:
-        raise unknown_name("precision", name, PRECISIONS)
-    if name == "auto":
-        return "bf16" if has_bf16(device) else "fp32"
-    if name == "fp16" and device.type == "cpu":
-        raise DeviceError("precision 'fp16' needs a GPU; on a CPU use fp32, bf16 or auto")
-    if name == "bf16" and device.type == "cpu" and not convolves_bf16():
-        raise DeviceError("precision 'bf16' needs a GPU or a CPU with AVX-512, and here is neither; use fp32 or auto")
-    return name
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
-def convolves_bf16() -> bool:
-    """Whether oneDNN has convolutions in bfloat16 for this CPU, if only by way of float32."""
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
 def _looks_like_path(text: str) -> bool:
     return Path(text).suffix != "" or os.sep in text or "/" in text or Path(text).exists()
-
-
-def _scaled(picture: Picture, short_side: int, role: str, least: int, max_pixels: int) -> Picture:
-    """The picture with its short side at ``short_side``: bicubic, antialiased, aspect ratio kept."""
-    height, width = picture.size
-    if short_side < least:
-        raise OptionError(f"{role} size must be at least {least} pixels, got {short_side}")
-    if short_side == min(height, width):
-        return picture
-    ratio = short_side / min(height, width)
-    size = [max(short_side, round(height * ratio)), max(short_side, round(width * ratio))]
-    if size[0] * size[1] > max_pixels:
-        raise ImageError(f"{role} of {width}x{height} at a short side of {short_side} would be {size[1]}x{size[0]}, "
-                         f"more than the {max_pixels / 1e6:g} megapixels allowed")  # fmt: skip
-
-    picture = filled(picture)  # hidden colours would show at the edges
-    alpha = None if picture.alpha is None else _resized(picture.alpha, size)
-    return replace(picture, pixels=_resized(picture.pixels, size), alpha=alpha)
-
-
-def _resized(pixels: Tensor, size: list[int]) -> Tensor:
-    """Bicubic, antialiased, in the same type of pixels."""
-    values = pixels if pixels.dtype == torch.uint8 else unit(pixels)
-    mode = v2.InterpolationMode.BICUBIC
-    resized: Tensor = v2.functional.resize(values, size, interpolation=mode, antialias=True)
-    return resized if pixels.dtype == torch.uint8 else quantized(resized, pixels.dtype)
 
 
 def _check_side(picture: Picture, least: int, role: str) -> None:

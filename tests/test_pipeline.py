@@ -11,11 +11,12 @@ import torch
 from conftest import noise
 from PIL import Image
 
+from styleapp.devices import find_device, find_precision
 from styleapp.errors import DeviceError, ImageError, OptionError
 from styleapp.files import Animation, read_image
 from styleapp.images import from_pil
 from styleapp.options import Options
-from styleapp.pipeline import StyleTransfer, find_device, find_precision
+from styleapp.pipeline import StyleTransfer
 from styleapp.training.cin import learn_code
 
 SIZE = {"style_size": 64}
@@ -85,7 +86,7 @@ def test_two_runs_are_bit_identical(transfer, photo):
 
 
 def test_bf16_is_close_to_fp32(transfer, weights, monkeypatch):
-    monkeypatch.setattr("styleapp.pipeline.convolves_bf16", lambda: True)  # the picture is small enough for any CPU
+    monkeypatch.setattr("styleapp.devices.convolves_bf16", lambda: True)  # the picture is small enough for any CPU
     half = StyleTransfer("cpu", "bf16", weights=weights)
     image = noise(64, 64)
     a, b = (array(t.stylize(image, "great-wave", alpha=0.5, **SIZE)) for t in (transfer, half))
@@ -179,10 +180,10 @@ def test_devices():
 
 def test_bf16_is_refused_where_it_would_be_a_plain_loop(monkeypatch):
     cpu = torch.device("cpu")
-    monkeypatch.setattr("styleapp.pipeline.convolves_bf16", lambda: False)
+    monkeypatch.setattr("styleapp.devices.convolves_bf16", lambda: False)
     with pytest.raises(DeviceError, match="AVX-512.*use fp32 or auto"):
         find_precision("bf16", cpu)
-    monkeypatch.setattr("styleapp.pipeline.convolves_bf16", lambda: True)
+    monkeypatch.setattr("styleapp.devices.convolves_bf16", lambda: True)
     assert find_precision("bf16", cpu) == "bf16"
 
 

@@ -74,7 +74,7 @@ def info(as_json: Json = False) -> None:
         import torch
 
         from styleapp.codes import codes_folder
-        from styleapp.pipeline import find_precision
+        from styleapp.devices import find_precision
         from styleapp.weights import styles_folder, weights_folder
 
         def installed(package: str) -> str:

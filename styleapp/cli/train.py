@@ -66,7 +66,7 @@ def train_adain(
 ) -> None:
     """Train a decoder for AdaIN. Given again, the command goes on from its checkpoint beside OUT."""
     from styleapp.allocator import keep_freed_memory
-    from styleapp.pipeline import find_device
+    from styleapp.devices import find_device
     from styleapp.training.decoder import train_decoder
     from styleapp.weights import Weights
 
@@ -116,7 +116,7 @@ def train_cin(
     Given again, the command goes on from its checkpoint beside OUT.
     """
     from styleapp.allocator import keep_freed_memory
-    from styleapp.pipeline import find_device
+    from styleapp.devices import find_device
     from styleapp.training.cin import train_conditional
     from styleapp.weights import Weights
 

@@ -25,7 +25,7 @@ from styleapp.options import ConditionalOptions
 from styleapp.training.data import ImagePool, painting_crops
 from styleapp.training.loop import Losses, Report, Run, new_decoder, train
 from styleapp.training.moves import followed, random_motion
-from styleapp.training.pairs import tiled, where
+from styleapp.training.pairs import tiled
 from styleapp.training.start import Start
 
 __all__ = ["ConditionalOptions", "Learned", "learn_code", "read_paintings", "train_conditional"]
@@ -165,15 +165,14 @@ class _Run(Run):
         o = self.options
         photo = self.photos.crops(o.batch_size, o.size, (0.5, 1.0)).to(memory_format=torch.channels_last)
         count = o.batch_size * o.pairs
-        rows = torch.randint(len(self.names), (count,)).to(self.device)
         strength = (torch.rand(count, 1, 1, 1) >= o.identity_share).float().to(self.device)
         motion = random_motion(o.size).to(self.device) if o.equivariance_weight else None
-        if self.further is None:
+        predicted = 0 if self.further is None else int(count * o.further_share + torch.rand(()))
+        rows = torch.randint(len(self.names), (count - predicted,)).to(self.device)
+        if self.further is None or not predicted:
             return self.loss(photo, rows, strength, motion)
-        painting = painting_crops(self.further, count, o.size, o.pattern_share)
-        predicted = torch.rand(count, 1, 1, 1) < o.further_share
-        painting = painting.to(memory_format=torch.channels_last)
-        return self.loss(photo, rows, strength, motion, painting, predicted.to(self.device))
+        painting = painting_crops(self.further, predicted, o.size, o.pattern_share)
+        return self.loss(photo, rows, strength, motion, painting.to(memory_format=torch.channels_last))
 
     def _loss(
         self,
@@ -182,10 +181,10 @@ class _Run(Run):
         strength: Tensor,
         motion: Tensor | None,
         painting: Tensor | None = None,
-        predicted: Tensor | None = None,
     ) -> Losses:
+        """Of paintings, whose codes are predicted, and of ``rows`` of the table after them."""
         code, wanted = self.model.code(rows), [StyleCode(c.gamma[rows], c.beta[rows]) for c in self.wanted]
-        if painting is not None and predicted is not None:
+        if painting is not None:
             with torch.no_grad():  # the predictor is there to correct what is measured
                 features = self.encoder.features(painting)
                 with torch.autocast(painting.device.type, torch.bfloat16, enabled=self.options.bf16):
@@ -193,8 +192,8 @@ class _Run(Run):
                 found = [code_from_moments(moments(f)) for f in features]
             assert self.model.predictor is not None
             of_painting = self.model.predictor(StyleCode.join(found), measured, self._tried)
-            code = where(predicted, of_painting, code)
-            wanted = [where(predicted, f, w) for f, w in zip(found, wanted, strict=True)]
+            code = _rows([of_painting, code])
+            wanted = [_rows([f, w]) for f, w in zip(found, wanted, strict=True)]
         seen = _seen(self.encoder, photo)
         return _losses(self.stylizer, photo, seen, code, wanted, strength, motion, self.options)
 

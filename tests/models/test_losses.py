@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from styleapp.models.losses import equivariance_loss, grid_loss
+from styleapp.models.losses import _local_mean, equivariance_loss, grid_loss
 
 
 def noise(seed: int) -> torch.Tensor:
@@ -74,3 +74,10 @@ def test_details_are_compared_inside_alone():
     both = equivariance_loss(torch.cat([half, noise(2)]), torch.cat([noise(0), noise(0)]), inside)
     assert both.shape == (2,) and both[0] < 0.02 and both[1] > 0.9
     assert equivariance_loss(half, noise(0)) > 0.3
+
+
+@pytest.mark.parametrize("size", [5, 9, 17])
+def test_the_local_mean_is_that_over_the_square(size):
+    x = torch.rand(2, 3, 20, 31)
+    square = F.avg_pool2d(x, size, 1, size // 2, count_include_pad=False)
+    torch.testing.assert_close(_local_mean(x, size), square)

@@ -1,0 +1,81 @@
+"""Which device computes, and in which precision."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from styleapp.errors import DeviceError, unknown_name
+from styleapp.options import DEVICES, PRECISIONS
+
+__all__ = ["check_compiler", "convolves_bf16", "find_device", "find_precision", "has_bf16"]
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name; only "auto" falls back to another.
+
+    Raises:
+        OptionError: for a name that is no device.
+        DeviceError: for a device that this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise unknown_name("device", name, DEVICES)
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(f"device {name!r} was asked for, but PyTorch sees no CUDA GPU here; use cpu or auto")
+    if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
+        raise DeviceError(f"device {name!r} was asked for, but there are {torch.cuda.device_count()} GPUs here")
+    return torch.device(name)
+
+
+def check_compiler(device: torch.device) -> None:
+    """Check that torch.compile has what it needs for the device.
+
+    Raises:
+        DeviceError: if it has not.
+    """
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise DeviceError("compiling for a GPU needs the package triton, which is not installed; leave out --compile")
+    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        raise DeviceError("compiling for a CPU needs a C++ compiler, and there is no g++ here; leave out --compile")
+
+
+def find_precision(name: str, device: torch.device) -> str:
+    """fp32, bf16 or fp16; "auto" takes the fastest that the device computes in natively.
+
+    Raises:
+        OptionError: for an unknown name.
+        DeviceError: for fp16 on a CPU, whose convolutions are slower in it than in float32, and for bf16 on one for
+            which there are no such convolutions: a plain loop would take a hundred times as long.
+    """
+    if name not in PRECISIONS:
+        raise unknown_name("precision", name, PRECISIONS)
+    if name == "auto":
+        return "bf16" if has_bf16(device) else "fp32"
+    if name == "fp16" and device.type == "cpu":
+        raise DeviceError("precision 'fp16' needs a GPU; on a CPU use fp32, bf16 or auto")
+    if name == "bf16" and device.type == "cpu" and not convolves_bf16():
+        raise DeviceError("precision 'bf16' needs a GPU or a CPU with AVX-512, and here is neither; use fp32 or auto")
+    return name
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def convolves_bf16() -> bool:
+    """Whether oneDNN has convolutions in bfloat16 for this CPU, if only by way of float32."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

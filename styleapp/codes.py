@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from styleapp.files import atomic_path
+from styleapp.files import save_tensors
 from styleapp.images import Picture
 from styleapp.models import StyleCode
 
@@ -109,10 +109,9 @@ class CodeCache:
     def _file(self, key: CodeKey, code: StyleCode) -> None:
         if self.folder is None:
             return
-        with contextlib.suppress(OSError, SafetensorError):
+        with contextlib.suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with atomic_path(self.folder / key.filename) as temporary:
-                save_file({"gamma": code.gamma.cpu().contiguous(), "beta": code.beta.cpu().contiguous()}, temporary)
+            save_tensors({"gamma": code.gamma, "beta": code.beta}, self.folder / key.filename)
             files = [(file.stat().st_mtime, file) for file in self.folder.glob("*.safetensors")]
             for _, file in sorted(files)[:-FILED]:
                 file.unlink(missing_ok=True)

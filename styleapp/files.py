@@ -8,7 +8,7 @@ import os
 import secrets
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageSequence, UnidentifiedImageError
+from safetensors.torch import save
+from torch import Tensor
 
 from styleapp.errors import ImageError, OptionError, StyleError
 from styleapp.images import MAX_PIXELS, Metadata, Picture, from_pil, on_white, srgb_profile, to_pil, unit
@@ -36,6 +38,7 @@ __all__ = [
     "save_animation",
     "save_picture",
     "save_rgb",
+    "save_tensors",
     "vips_about",
     "vips_srgb",
     "writing",
@@ -399,6 +402,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """A safetensors file, whole or not at all.
+
+    safetensors' own saving makes files that only their owner may read; this one goes by the umask, as pictures do.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    stored = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    data = save(stored, dict(metadata) if metadata else None)  # an empty dict makes a file that cannot be read
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def example_photos() -> list[Path]:

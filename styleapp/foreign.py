@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from styleapp.errors import OptionError, WeightsError
-from styleapp.files import atomic_path
+from styleapp.files import atomic_path, save_tensors
 from styleapp.models.decoder import decoder_channels
 from styleapp.models.transformer import TransformerNet
 from styleapp.models.vgg import VGG19_TO_RELU4_1, conv_names
@@ -223,8 +222,7 @@ def import_weights(files: list[Path], folder: Path | None = None, name: str = ""
 
 def _add(folder: Path, manifest: dict[str, Any], name: str, found: Converted, tensors: dict[str, Tensor]) -> None:
     file = folder / f"{name}.safetensors"
-    with atomic_path(file) as temporary:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
+    save_tensors(tensors, file)
     configs: dict[str, dict[str, Any]] = {
         "decoder": {"width": 1.0},
         "styles": {"sizes": [256, 362, 512, 724, 1024]},

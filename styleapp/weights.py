@@ -18,11 +18,11 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from styleapp.errors import OptionError, WeightsError, unknown_name
-from styleapp.files import atomic_path
+from styleapp.files import save_tensors
 from styleapp.models import CodePredictor, Decoder, Encoder, StyleCode, Stylizer, TransformerNet
 
 __all__ = [
@@ -341,15 +341,14 @@ def save_style(
     """
     path = check_style_name(name, gallery, overwrite=overwrite)
     metadata = {"name": name, "encoder_sha256": encoder_sha256, "sizes": json.dumps(gallery.sizes), **(about or {})}
-    tensors = {"code": rows.half().contiguous()}
+    tensors = {"code": rows.half()}
     if layers is not None:
-        tensors["layers"] = layers.half().contiguous()
+        tensors["layers"] = layers.half()
     if learned is not None:
-        tensors["cin"] = torch.stack([learned.gamma.flatten(), learned.beta.flatten()]).cpu().half()
+        tensors["cin"] = torch.stack([learned.gamma.flatten(), learned.beta.flatten()]).half()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
+        save_tensors(tensors, path, metadata)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be written ({error.strerror or error})") from None
     return path

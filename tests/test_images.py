@@ -9,7 +9,7 @@ from conftest import noise
 from PIL import Image, ImageCms
 
 from styleapp.errors import ImageError, OptionError
-from styleapp.files import atomic_path, check_output, read_image, save_picture
+from styleapp.files import atomic_path, check_output, read_image, save_picture, save_tensors
 from styleapp.images import Picture, from_pil, srgb_profile, to_pil
 
 
@@ -212,8 +212,10 @@ class TestSaving:
 
     def test_permissions_follow_the_umask(self, tmp_path):
         save_picture(noise(8, 8), tmp_path / "a.png")
+        save_tensors({"a": torch.rand(4, 3).T}, tmp_path / "a.safetensors", {"name": "a"})
         (tmp_path / "plain").touch()
-        assert (tmp_path / "a.png").stat().st_mode == (tmp_path / "plain").stat().st_mode
+        plain = (tmp_path / "plain").stat().st_mode
+        assert [(tmp_path / name).stat().st_mode for name in ("a.png", "a.safetensors")] == [plain, plain]
 
     def test_a_place_is_checked_before_work(self, tmp_path):
         (tmp_path / "there.png").touch()

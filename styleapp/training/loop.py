@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from styleapp.errors import WeightsError
-from styleapp.files import atomic_path, save_rgb
+from styleapp.files import atomic_path, save_rgb, save_tensors
 from styleapp.models import Decoder, Encoder
 from styleapp.models.layers import ReflectConv2d
 from styleapp.options import TrainOptions
@@ -204,9 +203,6 @@ def train(
                 save_rgb(run.samples(), out.with_suffix(".samples") / f"{run.step:07d}.png")
                 sampled = now
     run.save(checkpoint)
-    state = {name: value.half().contiguous() for name, value in run.state().items()}
-    with atomic_path(out) as temporary:
-        save_file(
-            state, temporary, metadata={"step": str(run.step), "options": json.dumps(asdict(options)), **run.about()}
-        )
+    state = {name: value.half() for name, value in run.state().items()}
+    save_tensors(state, out, {"step": str(run.step), "options": json.dumps(asdict(options)), **run.about()})
     return out

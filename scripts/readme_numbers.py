@@ -63,6 +63,7 @@ def fidelity() -> list[Row]:
     what = f"tiles of {found['tile']} px against one piece, float32: largest difference in [0,1]"
     rows = [(what, f"{found['fp32_tiled_largest_difference']:.0e}", found["command"])]
     names = {"bf16_tiled_psnr": "the same in bfloat16", "bf16_against_fp32_psnr": "bfloat16 against float32"}
+    names["bf16_with_its_own_code_psnr"] = "bfloat16 against float32, each with the code that it found for the painting"
     for key, name in names.items():
         text = f"{found[key]['least']:.1f} dB at least, {found[key]['median']:.0f} dB in the median"
         rows.append((f"{name}, {found['pairs']} pairs at {found['size']} px", text, found["command"]))

@@ -2,7 +2,7 @@
 
 python scripts/bench_precision.py --content eval/content --style eval/style [--every 2] > benchmarks/precision.json
 
-The network is compared with one code for both, and besides with the code that each finds for itself: a dozen steps of
+The network is compared with one code for both, and besides with the code that each finds for itself: sixteen steps of
 Adam make more of what rounding changes than a picture does.
 """
 

@@ -141,7 +141,7 @@ was trained on; what it does with others, `styleapp evaluate` measures ([model c
 ## Paintings that no training saw
 
 CIN has no row for a painting that somebody has just uploaded. Its code is predicted: measured on what the decoder makes of the painting, corrected by two small layers that
-were trained with the network, tried on a small photo, and corrected once more by what shows there (`CodePredictor`; Ghiasi et al. 2017, Marino et al. 2018). Then twelve gradient
+were trained with the network, tried on a small photo, and corrected once more by what shows there (`CodePredictor`; Ghiasi et al. 2017, Marino et al. 2018). Then sixteen gradient
 steps refine it on the same small photo, as `styleapp learn` would with more of them (`--refine`). AdaIN only measures.
 
 | 17 paintings, 20 photos | content loss | style loss | medians over the paintings |

@@ -79,7 +79,7 @@ class Options:
     style_size: int = 512
     norm: str = "auto"
     color: str = "none"
-    refine: int = 12
+    refine: int = 16
     tile: str = "auto"
     max_memory: str = ""
     feather: float = 0.0

@@ -168,7 +168,9 @@ class Stylizer(nn.Module):
         if not refine:
             return found
         probe = [self.predictor.probe]
-        return refined(self, found, seen, probe, steps=refine, progress=lambda step, loss, code: refining())
+        return refined(
+            self, found, seen, probe, steps=refine, damping=1.0, progress=lambda step, loss, code: refining()
+        )
 
     def tried(self, code: StyleCode) -> StyleCode:
         """Joined codes of relu1_1 to relu4_1 of the predictor's probe in each of N codes."""

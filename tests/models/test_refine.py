@@ -64,6 +64,19 @@ def test_one_step(network, photo, paintings):
     assert checked > 5
 
 
+def test_a_damped_step(network, photo, paintings):
+    """lr · g / (|g| + rms of all g), for each code by itself."""
+    code, wanted = network.measured(network.encoder(paintings)), wanted_of(network, paintings)
+    a, b = (torch.zeros_like(t, requires_grad=True) for t in (code.gamma, code.beta))
+    changed = StyleCode(code.gamma * a.exp(), code.beta + code.gamma * b)
+    content, style = code_losses(network, photo, network.encoder(photo), changed, wanted)
+    gradient = torch.stack(torch.autograd.grad((content + style).sum(), (a, b)))
+    expected = -0.01 * gradient / (gradient.abs() + gradient.square().mean((0, 2, 3, 4), keepdim=True).sqrt())
+    found = refined(network, code, wanted, [photo], steps=1, lr=0.01, style_weight=1.0, damping=1.0)
+    moved = torch.stack([(found.gamma / code.gamma).log(), (found.beta - code.beta) / code.gamma])
+    torch.testing.assert_close(moved, expected, rtol=1e-3, atol=1e-5)
+
+
 def test_losses_fall_and_the_network_stays(network, photo, paintings):
     before = {k: v.clone() for k, v in network.state_dict().items()}
     wanted = wanted_of(network, paintings)
@@ -93,7 +106,7 @@ def test_measuring_refines_where_there_is_a_predictor(network, paintings):
     predicted, found = network.measure(paintings), network.measure(paintings, refine=3)
     assert equal(predicted, network.measure(paintings, refine=0))
     wanted = wanted_of(network, paintings)
-    assert equal(found, refined(network, predicted, wanted, [network.predictor.probe], steps=3))
+    assert equal(found, refined(network, predicted, wanted, [network.predictor.probe], steps=3, damping=1.0))
     assert not torch.allclose(found.gamma, predicted.gamma, rtol=0.01)
     network.predictor = None
     assert equal(network.measure(paintings, refine=3), network.measure(paintings))

@@ -62,7 +62,12 @@ def option_of(file: Path, name: str, otherwise: str) -> str:
 
 def decoder_config(file: Path, prefix: str = "") -> dict[str, Any]:
     """What is needed to build the decoder in a file."""
-    return {"width": width_of(file, prefix), "upsampling": option_of(file, "upsampling", "nearest")}
+    config = {"width": width_of(file, prefix), "upsampling": option_of(file, "upsampling", "nearest")}
+    with safe_open(file, "pt") as stored:
+        shapes = {name: stored.get_slice(name).get_shape() for name in stored.keys()}  # noqa: SIM118 - no mapping
+    begin = f"{prefix}skip_"
+    skips = {n.removeprefix(begin).removesuffix(".weight"): shapes[n][1] for n in sorted(shapes) if n.startswith(begin)}
+    return config | ({"skips": skips} if skips else {})
 
 
 def styles_of(file: Path) -> list[str]:

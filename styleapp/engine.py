@@ -23,6 +23,7 @@ from styleapp.controls import Layer, Mask, Matching, Window, weights_of
 from styleapp.errors import OptionError
 from styleapp.images import Picture, quantized, unit
 from styleapp.models import StyleCode, Stylizer, code_from_moments, unshifted
+from styleapp.models.decoder import Skips
 from styleapp.norms import Moments, efdm, merge, moments, normalize, pool_moments, wct_matrix, weighted_moments
 from styleapp.tiles import Note, Plan, cells_of, each, halo_of, layer_bytes, windows
 
@@ -37,6 +38,7 @@ class Content:
         moments: of each channel over all positions, each counting as much as shows of it (:attr:`Picture.weight`).
         covariance: of the channels, where it was asked for.
         features: all of them, where they are kept.
+        skips: features of the layers that the decoder sees besides, where these are kept: in one piece.
         weight: what each of the features counts, where they are kept and do not count alike.
     """
 
@@ -44,6 +46,7 @@ class Content:
     covariance: Tensor | None = None
     features: Tensor | None = field(default=None, repr=False)
     weight: Tensor | None = field(default=None, repr=False)
+    skips: Skips = field(default_factory=dict, repr=False)
 
 
 @torch.inference_mode()
@@ -64,6 +67,9 @@ def measure_content(
     weights = _Weights(picture)
     second = torch.zeros(channels, channels, dtype=torch.float64) if matching.kind == "wct" else None
     whole: Tensor | None = None
+    last = stylizer.encoder.last
+    besides = stylizer.decoder.skips_between(None, None) if plan.keep else []
+    skips: dict[str, Tensor] = {}
 
     def store() -> Tensor:
         shape = (1, channels, *cells)
@@ -73,7 +79,9 @@ def measure_content(
         whole = store()  # before the first tile: a hole that a tile leaves would be too small for it
 
     def work(w: Window) -> None:
-        features = _encode(stylizer, picture, w)
+        nonlocal skips
+        skips = _encode(stylizer, picture, w, [*besides, last] if w.size == cells else [last])
+        features = skips.pop(last)
         weight = None
         if second is None:
             weight = weights(w, 8, features)
@@ -97,7 +105,7 @@ def measure_content(
         covariance = (second / total.count - torch.outer(mean, mean))[None].to(device)
     m = Moments(total.count, total.mean.float(), total.var.float())
     everything = Window(0, 0, *cells)
-    return Content(m, covariance, whole, None if whole is None else weights(everything, 8, whole))
+    return Content(m, covariance, whole, None if whole is None else weights(everything, 8, whole), skips)
 
 
 @torch.inference_mode()
@@ -150,13 +158,17 @@ def render(
         content = measure_content(stylizer, picture, plan, matching, note, done)
     norms = _Norms(stylizer, layers, content, matching, picture, strength)
 
-    def features_of(w: Window) -> Tensor:
-        return _encode(stylizer, picture, w) if content.features is None else content.features[w.index]
+    last = stylizer.encoder.last
+    kept = dict(content.skips) if content.features is None else {**content.skips, last: content.features}
+
+    def seen_of(w: Window, layers: Sequence[str]) -> dict[str, Tensor]:
+        found = {name: kept[name][_at(stylizer, name, w, cells).index] for name in layers if name in kept}
+        return found | _encode(stylizer, picture, w, [name for name in layers if name not in kept])
 
     def shares_of(w: Window) -> list[float | Tensor]:
         return weights_of(layers, strength, w.scaled(8, picture.size))
 
-    passes = _Passes(stylizer, norms, plan, picture, features_of, shares_of)
+    passes = _Passes(stylizer, norms, plan, picture, seen_of, shares_of)
 
     def work(w: Window) -> None:
         if w.size != cells:
@@ -176,7 +188,8 @@ def render(
             result = shown(passes.decoded(w))
             if not _everywhere(covered, 1):
                 outer = w.grown(halo_of(stylizer.decoder.radius), cells)
-                plain = stylizer.decoder(features_of(outer))
+                seen = seen_of(outer, [*stylizer.decoder.skips_between(None, None), last])
+                plain = stylizer.decoder(seen[last], skips=seen)
                 result += (1 - covered) * (image - shown(plain[passes.finer(w.within(outer), None).index]))
         if luma:
             result = image + (brightness(result.clamp(0, 1)) - brightness(image))
@@ -265,12 +278,19 @@ class _Norms:
         self.settled[name] = [_transform(code[name], Content(found), Matching(), self.eps) for code in self.codes]
 
     def decoded(
-        self, x: Tensor, w: Window, shares: Sequence[float | Tensor], until: str | None = None, after: str | None = None
+        self,
+        x: Tensor,
+        w: Window,
+        shares: Sequence[float | Tensor],
+        skips: Skips,
+        until: str | None = None,
+        after: str | None = None,
     ) -> Tensor:
         """A window through the norms and the decoder, up to the input of the norm ``until``.
 
         Args:
             x: its features, or the input of the norm ``after``.
+            skips: its features at the layers that come in between.
         """
 
         def norm(name: str, y: Tensor) -> Tensor:
@@ -281,7 +301,7 @@ class _Norms:
 
         if after is None:
             x = _blended(x, w, self.settled[self.bottleneck], shares, 8)
-        result: Tensor = self.decoder(x, norm if self.inside else None, until, after)
+        result: Tensor = self.decoder(x, norm if self.inside else None, until, after, skips)
         return result
 
 
@@ -290,7 +310,7 @@ class _Passes:
 
     Args:
         norms: of the request.
-        features_of: the features of a window.
+        seen_of: the features of a window at some layers of the encoder, by their names.
         shares_of: how much there is of each layer, over the pixels of a window.
     """
 
@@ -300,7 +320,7 @@ class _Passes:
         norms: _Norms,
         plan: Plan,
         picture: Picture,
-        features_of: Callable[[Window], Tensor],
+        seen_of: Callable[[Window, Sequence[str]], dict[str, Tensor]],
         shares_of: Callable[[Window], list[float | Tensor]],
     ) -> None:
         self.stylizer = stylizer
@@ -309,7 +329,7 @@ class _Passes:
         self.plan = plan
         self.size = picture.size
         self.cells = cells_of(picture.size)
-        self.features_of = features_of
+        self.seen_of = seen_of
         self.shares_of = shares_of
         self.kept: tuple[str, Tensor] | None = None
         """The last layer whose output there was room for, and that output, of the whole photo, before its norm."""
@@ -323,8 +343,15 @@ class _Passes:
         """A window through the norms and the decoder, to the input of the norm ``until``; to a picture without one."""
         after = None if self.kept is None else self.kept[0]
         outer = w.grown(halo_of(self.stylizer.decoder.radius_after(after)), self.cells)
-        x = self.features_of(outer) if self.kept is None else self.kept[1][self.finer(outer, after).index]
-        y = self.norms.decoded(x, outer, self.shares_of(outer), until, after)
+        layers = self.stylizer.decoder.skips_between(after, until)
+        if self.kept is None:
+            last = self.stylizer.encoder.last
+            seen = self.seen_of(outer, [*layers, last])
+            x = seen.pop(last)
+        else:
+            seen = self.seen_of(outer, layers)
+            x = self.kept[1][self.finer(outer, after).index]
+        y = self.norms.decoded(x, outer, self.shares_of(outer), seen, until, after)
         return y[self.finer(w.within(outer), until).index]
 
     def settle(self, name: str, tile: tuple[int, int], note: Note, done: Callable[[Window], None]) -> None:
@@ -428,11 +455,21 @@ def brightness(rgb: Tensor) -> Tensor:
     return (0.299 * r + 0.587 * g + 0.114 * b).unsqueeze(1)
 
 
-def _encode(stylizer: Stylizer, picture: Picture, w: Window) -> Tensor:
-    """The features of a window, as they are in those of the whole photo."""
+def _encode(stylizer: Stylizer, picture: Picture, w: Window, layers: Sequence[str]) -> dict[str, Tensor]:
+    """The features of a window at these layers, as they are in those of the whole photo."""
+    if not layers:
+        return {}
+    encoder = stylizer.encoder
     cells = cells_of(picture.size)
-    outer = w.grown(halo_of(stylizer.encoder.radius), cells)
+    outer = w.grown(halo_of(max(map(encoder.radius_of, layers))), cells)
     device = next(stylizer.parameters()).device
     crop = unit(picture.pixels[outer.scaled(8, picture.size).index])
-    features = stylizer.encoder(crop.to(device).contiguous(memory_format=torch.channels_last))
-    return features[w.within(outer).index]
+    features = encoder.features(crop.to(device).contiguous(memory_format=torch.channels_last), layers)
+    found = zip(sorted(layers), features, strict=True)  # in network order
+    return {name: f[_at(stylizer, name, w.within(outer), outer.size).index] for name, f in found}
+
+
+def _at(stylizer: Stylizer, layer: str, w: Window, cells: tuple[int, int]) -> Window:
+    """A window of features in units of a layer of the encoder, of so many features in all."""
+    factor = 8 // stylizer.encoder.stride_of(layer)
+    return w.scaled(factor, (factor * cells[0], factor * cells[1]))

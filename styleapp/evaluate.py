@@ -14,6 +14,7 @@ from styleapp.errors import ImageError, OptionError
 from styleapp.files import SUFFIXES
 from styleapp.models import StyleCode, code_from_moments
 from styleapp.models.losses import content_loss, style_loss
+from styleapp.models.vgg import by_layer
 from styleapp.norms import moments
 from styleapp.pipeline import Options, StyleTransfer
 
@@ -83,9 +84,9 @@ def evaluate(
         picture = transfer.fit(file, Options(size=size))
         return picture.rgb.to(transfer.device, memory_format=torch.channels_last)
 
-    def codes(image: Tensor) -> tuple[Tensor, list[StyleCode]]:
+    def codes(image: Tensor) -> tuple[list[Tensor], list[StyleCode]]:
         features = stylizer.encoder.features(image)
-        return features[-1], [code_from_moments(moments(f)) for f in features]
+        return features, [code_from_moments(moments(f)) for f in features]
 
     photos, paintings = images(content)[::every], images(style)[::every]
     wanted = [codes(load(file))[1] for file in paintings]
@@ -94,13 +95,14 @@ def evaluate(
     psnr = 0.0
     for i, file in enumerate(photos):
         photo = load(file)
-        features, own = codes(photo)
-        identity = _as_saved(stylizer.decode(features, photo))
+        layers, own = codes(photo)
+        features, skips = layers[-1], by_layer(layers)
+        identity = _as_saved(stylizer.decode(features, photo, skips))
         psnr += -10 * float((identity - photo).square().mean().log10()) / len(photos)
         for j, (code, codes_of_style) in enumerate(zip(measured, wanted, strict=True)):
             target = stylizer.apply_code(features, codes_of_style[-1])
-            seen, found = codes(_as_saved(stylizer.stylized(features, code, photo)))
-            for row, (f, c) in enumerate(((features, own), (seen, found))):
+            seen, found = codes(_as_saved(stylizer.stylized(features, code, photo, skips=skips)))
+            for row, (f, c) in enumerate(((features, own), (seen[-1], found))):
                 sums[row, j] += torch.stack([content_loss(f, target), style_loss(c, codes_of_style)])[:, 0].cpu()
             progress(i * len(wanted) + j + 1, len(photos) * len(wanted))
     unchanged, network = sums / len(photos)

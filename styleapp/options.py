@@ -16,6 +16,7 @@ __all__ = [
     "NORM_EXAMPLES",
     "NORM_NAMES",
     "PRECISIONS",
+    "SKIPS",
     "UPSAMPLINGS",
     "BatchOptions",
     "ConditionalOptions",
@@ -30,6 +31,7 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 COLOURS = ("none", "luma", "coral", "histogram", "palette")
 NORM_NAMES = ("auto", "adain", "cin", "in", "adaln", "adabn", "efdm", "wct", "adagn", "decoder")
 UPSAMPLINGS = ("bilinear", "nearest")
+SKIPS = ("relu1_1", "relu2_1", "relu3_1")
 NORM_EXAMPLES = (*NORM_NAMES[:-2], "adagn:32", "decoder:bn")
 
 
@@ -230,6 +232,7 @@ class ConditionalOptions(TrainOptions):
             layers, a twentieth.
         further_share: share of samples whose style is one of them.
         pattern_share: share of those that are drawn by us.
+        skips: layers of the encoder that the decoder sees besides, of relu1_1,relu2_1,relu3_1; empty for none.
     """
 
     steps: int = 30_000
@@ -238,3 +241,10 @@ class ConditionalOptions(TrainOptions):
     predictor_lr: float = 3e-4
     further_share: float = 0.7
     pattern_share: float = 0.05
+    skips: str = "relu1_1,relu2_1"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in filter(None, self.skips.split(",")):
+            if name not in SKIPS:
+                raise unknown_name("skip", name, SKIPS)

@@ -140,7 +140,11 @@ def bytes_per_pixel(stylizer: Stylizer) -> int:
     first = next(stylizer.encoder.parameters())
     network = 6 * max(first.shape[0], 8) * first.element_size()
     finest = list(stylizer.norms.values())[-1]
-    return network + (8 * finest if stylizer.conditional else 0)  # a norm works on two float32 copies
+    norms = 8 * finest if stylizer.conditional else 0  # a norm works on two float32 copies
+    encoder = stylizer.encoder
+    layers = stylizer.decoder.skips_between(None, None)
+    skips = sum(encoder.layer_channels[name] / encoder.stride_of(name) ** 2 for name in layers)
+    return network + norms + math.ceil(skips * first.element_size())
 
 
 def halo_of(radius: int) -> int:

@@ -204,7 +204,7 @@ class Weights:
     def _decoder(self, name: str, **config: Any) -> Decoder:
         try:
             return Decoder(**config)
-        except (TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError) as error:
             message = f"{self.folder}/manifest.json: the config of {name!r} fits no decoder ({error})"
             raise WeightsError(message) from None
 

@@ -257,19 +257,19 @@ def test_out_of_memory_makes_tiles_smaller(monkeypatch, limit):
     """Both passes go on with quarters of the tile, and the picture is the same."""
     p = picture(120, 90)
     wanted = render(NETWORK, p, [Layer(code(1), 0.7)], whole(p))
-    real_encode, real_decode = Encoder.forward, Decoder.forward
+    real_encode, real_decode = Encoder.features, Decoder.forward
 
-    def encode(self, x):
+    def encode(self, x, layers):
         if max(x.shape[-2:]) > limit + 64:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return real_encode(self, x)
+        return real_encode(self, x, layers)
 
-    def decode(self, x, *more):
+    def decode(self, x, *more, **by_name):
         if max(x.shape[-2:]) > limit // 8 + 8:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
-        return real_decode(self, x, *more)
+        return real_decode(self, x, *more, **by_name)
 
-    monkeypatch.setattr(Encoder, "forward", encode)
+    monkeypatch.setattr(Encoder, "features", encode)
     monkeypatch.setattr(Decoder, "forward", decode)
     notes = []
     found = render(NETWORK, p, [Layer(code(1), 0.7)], whole(p), note=notes.append)
@@ -296,7 +296,7 @@ def test_progress_rises_to_one_and_may_end_the_work(conditional, tile):
 
 
 def test_other_errors_are_not_swallowed(monkeypatch):
-    monkeypatch.setattr(Encoder, "forward", lambda self, x: 1 / 0)
+    monkeypatch.setattr(Encoder, "features", lambda self, x, layers: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         render(NETWORK, picture(32, 32), [Layer(code(1))], Plan((32, 32)))
 
@@ -379,7 +379,16 @@ class TestPipeline:
 CONDITIONAL = Stylizer(BILINEAR.encoder, BILINEAR.decoder, conditional=True).eval().requires_grad_(False)
 
 
-IN_FLOAT64 = deepcopy(CONDITIONAL).double()
+def seeing(*layers: str) -> Stylizer:
+    """The same network, whose decoder sees the photo at further layers of the encoder too."""
+    channels = {layer: CONDITIONAL.encoder.layer_channels[layer] for layer in layers}
+    decoder = Decoder(16, upsampling="bilinear", skips=channels)
+    decoder.load_state_dict(CONDITIONAL.decoder.state_dict(), strict=False)
+    return Stylizer(CONDITIONAL.encoder, decoder, conditional=True).eval().requires_grad_(False)
+
+
+SEEING = seeing("relu1_1", "relu2_1")
+IN_FLOAT64 = [deepcopy(made).double() for made in (CONDITIONAL, SEEING, seeing("relu2_1"), seeing("relu3_1"))]
 """Nine norms of random filters, one after another, blow the last digits of float32 up to 3e-4 now and then."""
 
 
@@ -391,12 +400,38 @@ def long_code(seed: int, network: Stylizer = CONDITIONAL) -> StyleCode:
     return StyleCode(measured.gamma * noise, measured.beta + 0.1 * noise)
 
 
-def test_conditional_in_one_tile_is_the_plain_network():
+@pytest.mark.parametrize("network", [CONDITIONAL, SEEING], ids=["plain", "seeing"])
+def test_conditional_in_one_tile_is_the_plain_network(network):
     p = picture(50, 61)
     for alpha in (1.0, 0.6):
-        found = render(CONDITIONAL, p, [Layer(long_code(1), alpha)], whole(p))
-        assert torch.allclose(found.rgb, CONDITIONAL(p.rgb, long_code(1), alpha).clamp(0, 1), atol=1e-4)
-    assert difference(found, render(CONDITIONAL, p, [Layer(long_code(2), alpha)], whole(p))) > 0.1
+        found = render(network, p, [Layer(long_code(1), alpha)], whole(p))
+        assert torch.allclose(found.rgb, network(p.rgb, long_code(1), alpha).clamp(0, 1), atol=1e-4)
+    assert difference(found, render(network, p, [Layer(long_code(2), alpha)], whole(p))) > 0.1
+
+
+def test_what_the_decoder_sees_besides_counts():
+    p = picture(50, 61)
+    found = [render(network, p, [Layer(long_code(1))], whole(p)) for network in (CONDITIONAL, SEEING)]
+    assert difference(*found) > 0.1
+
+
+def test_in_one_piece_a_photo_is_encoded_once(monkeypatch):
+    p, code = picture(50, 61), long_code(1)
+    shapes: list[tuple[int, ...]] = []
+    features = Encoder.features
+
+    def counted(encoder, image, *more):
+        shapes.append(tuple(image.shape[-2:]))
+        return features(encoder, image, *more)
+
+    monkeypatch.setattr(Encoder, "features", counted)
+    render(SEEING, p, [Layer(code, 0.5)], whole(p))
+    assert shapes == [(50, 61)]
+
+
+def test_memory_for_what_the_decoder_sees_besides_is_planned():
+    plain, more = tiles.bytes_per_pixel(CONDITIONAL), tiles.bytes_per_pixel(SEEING)
+    assert more == plain + 4 * TINY_VGG[0] + TINY_VGG[3]  # float32; a quarter as many places
 
 
 def shifted(by: float) -> StyleCode:
@@ -432,8 +467,9 @@ def test_the_shipped_conditional_network_tiled_equals_untiled(side, tile, transp
     assert difference(tiled, render(network, p, layers, whole(p))) <= 2e-4
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
+    network=st.sampled_from(IN_FLOAT64),
     height=st.integers(16, 150),
     width=st.integers(16, 150),
     tile=st.sampled_from([16, 24, 40, 64]),
@@ -444,16 +480,18 @@ def test_the_shipped_conditional_network_tiled_equals_untiled(side, tile, transp
     strength=st.booleans(),
     transparency=st.booleans(),
 )
-def test_conditional_tiled_equals_untiled(height, width, tile, keep, room, alpha, masks, strength, transparency):
+def test_conditional_tiled_equals_untiled(
+    network, height, width, tile, keep, room, alpha, masks, strength, transparency
+):
     p = cutout(picture(height, width)) if transparency else picture(height, width)
-    layers = [Layer(long_code(0, IN_FLOAT64), alpha)]
+    layers = [Layer(long_code(0, network), alpha)]
     for i in range(masks):
         mask = torch.zeros(1, 1, height, width, dtype=torch.uint8)
         mask[..., : height // (i + 2), width // 3 :] = 255
-        layers.append(Layer(long_code(i + 1, IN_FLOAT64), 1.0 - 0.3 * i, Mask(mask)))
+        layers.append(Layer(long_code(i + 1, network), 1.0 - 0.3 * i, Mask(mask)))
     ramp = Mask(torch.linspace(0, 1, width).expand(1, 1, height, width)) if strength else None
-    untiled = render(IN_FLOAT64, p, layers, whole(p), strength=ramp)
-    tiled = render(IN_FLOAT64, p, layers, Plan(even(p.size, tile), keep, room), strength=ramp)
+    untiled = render(network, p, layers, whole(p), strength=ramp)
+    tiled = render(network, p, layers, Plan(even(p.size, tile), keep, room), strength=ramp)
     assert difference(tiled, untiled) <= 1e-5
 
 
@@ -502,10 +540,10 @@ def test_conditional_goes_on_exactly_when_memory_runs_out(monkeypatch):
     untiled = render(CONDITIONAL, p, layers, whole(p))
     forward = CONDITIONAL.decoder.forward
 
-    def small(x, *more):
+    def small(x, *more, **by_name):
         if x.shape[-1] > 11:
             raise MemoryError
-        return forward(x, *more)
+        return forward(x, *more, **by_name)
 
     monkeypatch.setattr(CONDITIONAL.decoder, "forward", small)
     notes: list[str] = []

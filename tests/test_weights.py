@@ -128,7 +128,9 @@ def test_the_manifest_says_how_a_decoder_upsamples(copy):
         assert not torch.allclose(nearest(features), bilinear(features), atol=1e-3)
 
 
-@pytest.mark.parametrize("wrong", [{"upsampling": "cubic"}, {"width": "wide"}, {"depth": 3}])
+@pytest.mark.parametrize(
+    "wrong", [{"upsampling": "cubic"}, {"width": "wide"}, {"depth": 3}, {"skips": {"relu5_1": 4}}, {"skips": 3}]
+)
 def test_a_config_that_fits_no_decoder(copy, wrong):
     edit(copy, lambda files: files["cin"]["config"].update(wrong))
     with pytest.raises(WeightsError, match="config of 'cin' fits no decoder"):

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from styleapp.models.layers import UPSAMPLINGS, ReflectConv2d
+from styleapp.models.vgg import STYLE_LAYERS
 from styleapp.norms import BatchNorm, make_norm
 
-__all__ = ["Decoder", "LayerNorms", "decoder_channels"]
+__all__ = ["Decoder", "LayerNorms", "Skips", "decoder_channels"]
 
 LayerNorms = Callable[[str, Tensor], Tensor]
 """What is done to the output of a named layer, such as normalising it."""
+
+Skips = Mapping[str, Tensor]
+"""Features of the photo at layers of the encoder, by their names."""
 
 
 def decoder_channels(in_channels: int = 512, width: float = 1.0) -> list[tuple[str, int, int]]:
@@ -54,16 +58,25 @@ class Decoder(nn.Module):
         norm: a norm of :mod:`styleapp.norms` after each hidden convolution, by its name in the factory; "none" for
             none. Only for comparisons: the paper's figure 4 shows that it does harm.
         upsampling: "nearest" or "bilinear".
+        skips: channels of each layer of the encoder that the decoder sees besides (relu1_1 to relu3_1), by its name.
+            They come in through a 1x1 convolution at the first convolution of the same size. What lies in 8x8 pixels
+            of relu4_1 is forgotten, and a decoder that knows only that must invent all fine detail (Ronneberger,
+            Fischer and Brox 2015; Liu et al. 2021, section 3.1, for a style's).
 
     Raises:
-        ValueError: if there is no such upsampling.
+        ValueError: if there is no such upsampling, or no place for one of ``skips``.
 
     Shape:
         (N, in_channels, h, w) with h, w >= 2 to (N, 3, 8h, 8w): RGB, around [0,1] but not clamped.
     """
 
     def __init__(
-        self, in_channels: int = 512, width: float = 1.0, norm: str = "none", upsampling: str = "nearest"
+        self,
+        in_channels: int = 512,
+        width: float = 1.0,
+        norm: str = "none",
+        upsampling: str = "nearest",
+        skips: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         if upsampling not in UPSAMPLINGS:
@@ -76,6 +89,15 @@ class Decoder(nn.Module):
             self.names.append(name)
             if name != "up":
                 self.add_module(name, ReflectConv2d(channels, out))
+        self.skips: dict[str, str] = {}
+        """The layer of the encoder that comes in at each convolution where one does."""
+        for layer, channels in (skips or {}).items():
+            if layer not in STYLE_LAYERS[:-1]:
+                raise ValueError(f"skips must be of {', '.join(STYLE_LAYERS[:-1])}, got {layer!r}")
+            block = layer.replace("relu", "conv").removesuffix("1")
+            place = next(name for name in self.hidden if name.startswith(block))
+            self.skips[place] = layer
+            self.add_module(f"skip_{layer}", nn.Conv2d(channels, self.hidden[place], 1, bias=False))
         self.own_norms: nn.ModuleDict | None = None
         if norm != "none":
             self.own_norms = nn.ModuleDict({name: make_norm(norm, c) for name, c in self.hidden.items()})
@@ -121,8 +143,19 @@ class Decoder(nn.Module):
         """Channels of each convolution but the last, by its name: where a norm may be."""
         return {n: c for n, _, c in decoder_channels(self.in_channels, self.width)[:-1] if n != "up"}
 
+    def skips_between(self, after: str | None, until: str | None) -> list[str]:
+        """The layers of the encoder that come in behind the convolution ``after``, at ``until`` at the latest."""
+        names = self.names if after is None else self.names[self.names.index(after) + 1 :]
+        names = names if until is None else names[: names.index(until) + 1]
+        return [self.skips[name] for name in names if name in self.skips]
+
     def forward(
-        self, x: Tensor, norms: LayerNorms | None = None, until: str | None = None, after: str | None = None
+        self,
+        x: Tensor,
+        norms: LayerNorms | None = None,
+        until: str | None = None,
+        after: str | None = None,
+        skips: Skips | None = None,
     ) -> Tensor:
         """Features to a picture, in the dtype of the weights.
 
@@ -131,6 +164,8 @@ class Decoder(nn.Module):
             norms: given the name and the output of each hidden convolution, what takes its place.
             until: stop at the output of this convolution, before its norm.
             after: go on behind this convolution, with its norm; ``x`` is not changed.
+            skips: of :meth:`skips_between` at least; of the N photos of ``x``, or of fewer of which ``x`` has several
+                versions, one block of photos after another.
         """
         x = x.to(next(self.parameters()).dtype)
         names = self.names
@@ -144,10 +179,22 @@ class Decoder(nn.Module):
                 continue
             x = self.get_submodule(name)(x, upsampling=upsampling)
             upsampling = None
+            if name in self.skips:
+                x += self._skipped(self.skips[name], x, skips or {})
             if name in (until, self.names[-1]):
                 break
             x = F.relu_(self._normed(name, x, norms))
         return x
+
+    def _skipped(self, layer: str, like: Tensor, skips: Skips) -> Tensor:
+        """What comes in from a layer of the encoder, of the shape of ``like``."""
+        if layer not in skips:
+            raise ValueError(f"this decoder sees {', '.join(self.skips.values())} of the photo too: {layer} is missing")
+        y: Tensor = self.get_submodule(f"skip_{layer}")(skips[layer].to(like.dtype))
+        beyond = (0, like.shape[3] - y.shape[3], 0, like.shape[2] - y.shape[2])  # features reach to a multiple of 8
+        if any(beyond):
+            y = F.pad(y, beyond, mode="replicate")
+        return y if len(y) == len(like) else y.repeat(len(like) // len(y), 1, 1, 1)
 
     def _normed(self, name: str, x: Tensor, norms: LayerNorms | None) -> Tensor:
         if self.own_norms is not None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from styleapp.models.losses import content_loss, style_loss
 
 if TYPE_CHECKING:
+    from styleapp.models.decoder import Skips
     from styleapp.models.stylizer import StyleCode, Stylizer
 
 __all__ = ["code_losses", "refined"]
@@ -57,12 +58,12 @@ def refined(
         optimizer = torch.optim.Adam([a, b], lr=lr, betas=(0.8, 0.95), eps=max(damping, 1e-8))
         unit: Tensor | None = None
         with torch.no_grad():  # each photo is encoded once
-            looked = [(photo.clone(), stylizer.encoder(photo.clone())) for photo in photos[:steps]]
+            looked = [(photo.clone(), stylizer.encode(photo.clone())) for photo in photos[:steps]]
         for step in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = lr * (1 - step / steps)
-            photo, features = looked[step % len(looked)]
-            content, style = code_losses(stylizer, photo, features, _changed(first, a, b), wanted)
+            photo, seen = looked[step % len(looked)]
+            content, style = code_losses(stylizer, photo, seen, _changed(first, a, b), wanted)
             loss = content + style_weight * style
             gradient = torch.stack(torch.autograd.grad(SCALE * loss.sum(), (a, b)))
             if unit is None:  # of each code by itself
@@ -75,20 +76,25 @@ def refined(
 
 
 def code_losses(
-    stylizer: Stylizer, photo: Tensor, features: Tensor, code: StyleCode, wanted: Sequence[StyleCode]
+    stylizer: Stylizer,
+    photo: Tensor,
+    seen: tuple[Tensor, Skips],
+    code: StyleCode,
+    wanted: Sequence[StyleCode],
 ) -> tuple[Tensor, Tensor]:
     """Content and style loss of a photo in each of N codes, (N,) each.
 
     Args:
         photo: (1, 3, H, W).
-        features: its relu4_1.
+        seen: what ``stylizer.encode`` finds in it.
         code: (N, C, 1, 1), of the network.
         wanted: codes of the N paintings at relu1_1, relu2_1, relu3_1, relu4_1.
     """
+    features, skips = seen
     features = features.expand(len(code.gamma), -1, -1, -1)
     with torch.no_grad():
         target = stylizer.apply_code(features, wanted[-1])
-    found = stylizer.encoder.features(stylizer.stylized(features, code, photo))
+    found = stylizer.encoder.features(stylizer.stylized(features, code, photo, skips=skips))
     return content_loss(found[-1], target), style_loss([stylizer.code_of(f) for f in found], wanted)
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from styleapp.models.decoder import Decoder
+from styleapp.models.decoder import Decoder, Skips
 from styleapp.models.predictor import CodePredictor
 from styleapp.models.refine import refined
-from styleapp.models.vgg import Encoder
+from styleapp.models.vgg import STYLE_LAYERS, Encoder, by_layer
 from styleapp.norms import EPS, Moments, moments, normalize, weighted_moments
 
 __all__ = ["StyleCode", "Stylizer", "code_from_moments", "unshifted"]
@@ -100,7 +100,8 @@ class Stylizer(nn.Module):
     """photo → encoder → norm(code) → decoder → stylized photo (Huang and Belongie 2017, section 5).
 
     With ``conditional`` there is a norm after each hidden convolution of the decoder too: the network of conditional
-    instance norm (Dumoulin et al. 2017), whose codes are learned, and of instance norm where there is only one.
+    instance norm (Dumoulin et al. 2017), whose codes are learned, and of instance norm where there is only one. Where
+    its decoder sees the photo at further layers (``decoder.skips``), what takes features takes these ``skips`` too.
 
     Holds nothing that depends on a request. Images are RGB in [0,1], (N, 3, H, W), H and W >= 16.
     """
@@ -159,11 +160,12 @@ class Stylizer(nn.Module):
         At the norms inside the decoder, of what the decoder makes of the painting itself: with this code every
         norm is the identity on the painting. A predictor, where there is one, changes it as learning would.
         """
-        features = self.encoder.features(image) if self.predictor is not None else [self.encoder(image)]
-        code = self.measured(features[-1], weight)
         if self.predictor is None:
-            return code
-        seen = [self.code_of(f, weight) for f in features]
+            features, skips = self.encode(image)
+            return self.measured(features, weight, skips)
+        layers = self.encoder.features(image)
+        code = self.measured(layers[-1], weight, by_layer(layers))
+        seen = [self.code_of(f, weight) for f in layers]
         found: StyleCode = self.predictor(StyleCode.join(seen), code, self.tried)
         if not refine:
             return found
@@ -172,14 +174,20 @@ class Stylizer(nn.Module):
             self, found, seen, probe, steps=refine, damping=1.0, progress=lambda step, loss, code: refining()
         )
 
+    def encode(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Features of the last layer, and those of the layers that the decoder sees besides, by their names."""
+        layers = [name for name in STYLE_LAYERS if name in self.decoder.skips.values()]
+        found = self.encoder.features(image, [*layers, self.encoder.last])
+        return found[-1], dict(zip(layers, found, strict=False))
+
     def tried(self, code: StyleCode) -> StyleCode:
         """Joined codes of relu1_1 to relu4_1 of the predictor's probe in each of N codes."""
         assert self.predictor is not None
-        probe = self.encoder(self.predictor.probe)
-        pictures = self.restyled(probe.expand(len(code.gamma), -1, -1, -1), code)
+        probe, skips = self.encode(self.predictor.probe)
+        pictures = self.restyled(probe.expand(len(code.gamma), -1, -1, -1), code, skips=skips)
         return StyleCode.join([self.code_of(f) for f in self.encoder.features(pictures)])
 
-    def measured(self, features: Tensor, weight: Tensor | None = None) -> StyleCode:
+    def measured(self, features: Tensor, weight: Tensor | None = None, skips: Skips | None = None) -> StyleCode:
         """As :meth:`measure`, of the features of a painting, without the predictor."""
         codes: list[StyleCode] = []
 
@@ -189,7 +197,7 @@ class Stylizer(nn.Module):
 
         listen("", features)
         if self.conditional:
-            self.decoder(features, listen, until=self.decoder.names[-1])
+            self.decoder(features, listen, until=self.decoder.names[-1], skips=skips)
         return StyleCode.join(codes)
 
     def code_of(self, x: Tensor, weight: Tensor | None = None) -> StyleCode:
@@ -213,14 +221,17 @@ class Stylizer(nn.Module):
         code = code_from_moments(m, self.eps).lerp(code, alpha)
         return normalize(features, m, code.gamma, code.beta, self.eps)
 
-    def restyled(self, features: Tensor, code: StyleCode, alpha: float | Tensor = 1.0) -> Tensor:
+    def restyled(
+        self, features: Tensor, code: StyleCode, alpha: float | Tensor = 1.0, skips: Skips | None = None
+    ) -> Tensor:
         """Features through every norm and the decoder: a picture, in the dtype of the weights."""
         codes = code.split(self.norms)
         first = codes.pop(next(iter(codes)))
         if codes and isinstance(alpha, (int, float)) and alpha == 1:
             first = unshifted(first)
         target = self.apply_code(features, first, alpha)
-        picture: Tensor = self.decoder(target, (lambda n, x: self.apply_code(x, codes[n], alpha)) if codes else None)
+        inside = (lambda n, x: self.apply_code(x, codes[n], alpha)) if codes else None
+        picture: Tensor = self.decoder(target, inside, skips=skips)
         return picture
 
     def forward(self, image: Tensor, code: StyleCode, alpha: float = 1.0) -> Tensor:
@@ -231,19 +242,26 @@ class Stylizer(nn.Module):
         users expect of a strength of zero, and in between fine detail returns gradually. It costs a
         second pass of the decoder where 0 < α < 1 and nothing at α = 1, which is the paper's formula.
         """
-        features = self.encoder(image)
-        picture = self.stylized(features, code, image, alpha)
+        features, skips = self.encode(image)
+        picture = self.stylized(features, code, image, alpha, skips)
         if alpha < 1:
-            picture += (1 - alpha) * (image - self.decode(features, image))
+            picture += (1 - alpha) * (image - self.decode(features, image, skips))
         return picture
 
-    def stylized(self, features: Tensor, code: StyleCode, like: Tensor, alpha: float | Tensor = 1.0) -> Tensor:
+    def stylized(
+        self,
+        features: Tensor,
+        code: StyleCode,
+        like: Tensor,
+        alpha: float | Tensor = 1.0,
+        skips: Skips | None = None,
+    ) -> Tensor:
         """Features through every norm and the decoder, float32, of the size of ``like``."""
-        return _cut(self.restyled(features, code, alpha), like)
+        return _cut(self.restyled(features, code, alpha, skips), like)
 
-    def decode(self, features: Tensor, like: Tensor) -> Tensor:
+    def decode(self, features: Tensor, like: Tensor, skips: Skips | None = None) -> Tensor:
         """Features to a picture without any norm, float32, of the size of ``like``."""
-        return _cut(self.decoder(features), like)
+        return _cut(self.decoder(features, skips=skips), like)
 
 
 def _cut(picture: Tensor, like: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from styleapp.models.layers import ReflectConv2d
 
-__all__ = ["STYLE_LAYERS", "VGG19_TO_RELU4_1", "Encoder", "conv_names"]
+__all__ = ["STYLE_LAYERS", "VGG19_TO_RELU4_1", "Encoder", "by_layer", "conv_names"]
 
 VGG19_TO_RELU4_1 = (64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M", 512)
 STYLE_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")
@@ -27,6 +27,11 @@ def conv_names(layers: Sequence[int | str]) -> list[str]:
             index += 1
             names.append(f"conv{block}_{index}")
     return names
+
+
+def by_layer(features: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Features of :data:`STYLE_LAYERS` by their names."""
+    return dict(zip(STYLE_LAYERS, features, strict=True))
 
 
 class Encoder(nn.Module):
@@ -57,10 +62,26 @@ class Encoder(nn.Module):
     @property
     def radius(self) -> int:
         """How many pixels beside its own 8x8 a last feature sees: Σ over the 3x3 convolutions of their stride."""
+        return self.radius_of(self.last)
+
+    @property
+    def last(self) -> str:
+        """The name of the last layer: relu4_1."""
+        return self.names[-1].replace("conv", "relu")
+
+    def radius_of(self, layer: str) -> int:
+        """The same of another layer."""
         radius, stride = 0, 1
-        for name in self.names:
+        for name in self._until(layer):
             stride, radius = (2 * stride, radius) if name == "M" else (stride, radius + stride)
         return radius
+
+    def stride_of(self, layer: str) -> int:
+        """How many pixels lie between two features of a layer."""
+        return int(2 ** self._until(layer).count("M"))
+
+    def _until(self, layer: str) -> list[str]:
+        return self.names[: self.names.index(layer.replace("relu", "conv")) + 1]
 
     @property
     def layer_channels(self) -> dict[str, int]:
@@ -70,7 +91,7 @@ class Encoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """The features of the last layer (relu4_1)."""
-        return self.features(image, [self.names[-1].replace("conv", "relu")])[-1]
+        return self.features(image, [self.last])[-1]
 
     def features(self, image: Tensor, layers: Sequence[str] = STYLE_LAYERS) -> list[Tensor]:
         """The activations of ``layers``, in network order, by their names in the papers (``relu3_1``).

@@ -17,9 +17,11 @@ from torchvision.utils import make_grid
 from styleapp.errors import ImageError, OptionError
 from styleapp.files import SUFFIXES, example_photos, read_image
 from styleapp.models import CodePredictor, Decoder, Encoder, StyleCode, Stylizer, code_from_moments
+from styleapp.models.decoder import Skips
 from styleapp.models.losses import content_loss, grid_loss, style_loss
 from styleapp.models.predictor import PROBE_SIZE
 from styleapp.models.refine import code_losses, refined
+from styleapp.models.vgg import by_layer
 from styleapp.norms import moments
 from styleapp.options import ConditionalOptions
 from styleapp.training.data import ImagePool, painting_crops
@@ -127,7 +129,12 @@ class _Run(Run):
     ) -> None:
         torch.manual_seed(options.seed)
         encoder.to(device)
-        decoder = new_decoder(encoder, options.width, upsampling=options.upsampling)
+        decoder = new_decoder(
+            encoder,
+            options.width,
+            upsampling=options.upsampling,
+            skips=[name for name in options.skips.split(",") if name],
+        )
         start = None if init is None else Start.read(init)
         if start is not None:
             start.fill_decoder(decoder)
@@ -188,7 +195,7 @@ class _Run(Run):
             with torch.no_grad():  # the predictor is there to correct what is measured
                 features = self.encoder.features(painting)
                 with torch.autocast(painting.device.type, torch.bfloat16, enabled=self.options.bf16):
-                    measured = self.stylizer.measured(features[-1])
+                    measured = self.stylizer.measured(features[-1], skips=by_layer(features))
                 found = [code_from_moments(moments(f)) for f in features]
             assert self.model.predictor is not None
             of_painting = self.model.predictor(StyleCode.join(found), measured, self._tried)
@@ -256,16 +263,16 @@ def _layer_codes(encoder: Encoder, image: Tensor) -> list[StyleCode]:
 
 
 @torch.no_grad()
-def _seen(encoder: Encoder, photo: Tensor) -> tuple[Tensor, list[StyleCode]]:
-    """What the encoder finds in photos: their features at relu4_1, and the moments at each layer."""
+def _seen(encoder: Encoder, photo: Tensor) -> tuple[list[Tensor], list[StyleCode]]:
+    """What the encoder finds in photos at relu1_1 to relu4_1: features, and their moments."""
     features = encoder.features(photo)
-    return features[-1], [code_from_moments(moments(f)) for f in features]
+    return features, [code_from_moments(moments(f)) for f in features]
 
 
 def _losses(
     stylizer: Stylizer,
     photo: Tensor,
-    seen: tuple[Tensor, list[StyleCode]],
+    seen: tuple[list[Tensor], list[StyleCode]],
     code: StyleCode,
     wanted: Sequence[StyleCode],
     strength: Tensor,
@@ -282,26 +289,23 @@ def _losses(
         motion: of :func:`styleapp.training.moves.random_motion`; None to leave out the loss that it is for.
     """
 
-    def restyled(source: Tensor) -> Tensor:
+    def restyled(features: Tensor, skips: Skips) -> Tensor:
         with torch.autocast(photo.device.type, torch.bfloat16, enabled=options.bf16):
-            return stylizer.restyled(source, code, strength)
+            return stylizer.restyled(features.repeat(pairs, 1, 1, 1), code, strength, skips)
 
     pairs = options.pairs
     features, own = seen
     with torch.no_grad():
         goal = [tiled(a, pairs).lerp(b, strength) for a, b in zip(own, wanted, strict=True)]
-        source = features.repeat(pairs, 1, 1, 1)
-        target = stylizer.apply_code(source, goal[-1])
-    picture = restyled(source)
+        target = stylizer.apply_code(features[-1].repeat(pairs, 1, 1, 1), goal[-1])
+    picture = restyled(features[-1], by_layer(features))
     picture = picture[..., : photo.shape[-2], : photo.shape[-1]]
     found = stylizer.encoder.features(picture)
     codes = [code_from_moments(moments(f)) for f in found]
     pixel = (picture.float() - photo.repeat(pairs, 1, 1, 1)).square() * (1 - strength)
     unfollowed = torch.zeros_like(pixel[:1, 0, 0, 0])
     if motion is not None:
-        unfollowed = followed(
-            photo, picture, motion, lambda moved: restyled(stylizer.encoder(moved).repeat(pairs, 1, 1, 1))
-        )
+        unfollowed = followed(photo, picture, motion, lambda moved: restyled(*stylizer.encode(moved)))
     return Losses(
         content_loss(found[-1], target).mean(),
         style_loss(codes, goal).mean(),
@@ -358,7 +362,7 @@ def learn_code(
     @torch.no_grad()
     def means(code: StyleCode) -> tuple[float, float]:
         centres = [_centre(photo, size).to(device, memory_format=torch.channels_last) for photo in photos]
-        found = [code_losses(stylizer, photo, stylizer.encoder(photo), code, wanted) for photo in centres]
+        found = [code_losses(stylizer, photo, stylizer.encode(photo), code, wanted) for photo in centres]
         content, style = torch.tensor(found).mean(0).tolist()
         return content, style
 

@@ -23,6 +23,9 @@ from styleapp.options import TrainOptions
 
 __all__ = ["Losses", "Report", "Run", "learning_rate", "new_decoder", "train"]
 
+BEFORE = {"upsampling": "nearest", "skips": ""}
+"""What a checkpoint had that is older than these options."""
+
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -42,9 +45,14 @@ def learning_rate(step: int, options: TrainOptions) -> float:
     return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / options.steps)))
 
 
-def new_decoder(encoder: Encoder, width: float, norm: str = "none", upsampling: str = "nearest") -> Decoder:
-    """A decoder of fresh filters, He's initialisation."""
-    decoder = Decoder(encoder.num_channels, width, norm, upsampling)
+def new_decoder(
+    encoder: Encoder, width: float, norm: str = "none", upsampling: str = "nearest", skips: Sequence[str] = ()
+) -> Decoder:
+    """A decoder of fresh filters, He's initialisation; of what comes in from ``skips`` it makes nothing at first."""
+    channels = {name: encoder.layer_channels[name] for name in skips}
+    decoder = Decoder(encoder.num_channels, width, norm, upsampling, channels)
+    for name in channels:
+        nn.init.zeros_(decoder.get_parameter(f"skip_{name}.weight"))
     for layer in decoder.modules():
         if isinstance(layer, ReflectConv2d):
             assert layer.bias is not None
@@ -133,7 +141,9 @@ class Run(ABC):
     def resume(self, checkpoint: Path) -> None:
         """Go on where ``checkpoint`` was written. Only its length may have changed since."""
         saved = torch.load(checkpoint, map_location=self.device, weights_only=True)
-        then = type(self.options)(**{"upsampling": "nearest", **saved["options"]})  # of before the choice
+        known = asdict(self.options)
+        stored = {**BEFORE, **saved["options"]}
+        then = type(self.options)(**{name: value for name, value in stored.items() if name in known})
         same = replace(then, steps=self.options.steps, compile=self.options.compile)
         if same != self.options:
             changed = [k for k, v in asdict(same).items() if v != getattr(self.options, k)]

@@ -130,16 +130,21 @@ def widened(small: Mapping[str, Tensor], wide: Mapping[str, Tensor]) -> dict[str
     """The state of a decoder: that of a narrower one, and the further channels of a wide one, which do not reach it.
 
     Args:
-        small: filters (O, C, 3, 3) and biases (O,) by their names.
+        small: filters (O, C, 3, 3) and biases (O,) by their names. Where it does not see the encoder's layers that
+            ``wide`` sees, nothing comes in from them at first.
         wide: the same of a new decoder.
 
     Raises:
         ValueError: if the names differ, or a layer of ``wide`` is the narrower one.
     """
-    if small.keys() != wide.keys():
+    added = {name for name in wide.keys() - small.keys() if name.startswith("skip_")}
+    if small.keys() != wide.keys() - added:
         raise ValueError(f"it has {', '.join(small) or 'nothing'}, not {', '.join(wide)}")
     state = {}
     for name, new in wide.items():
+        if name in added:
+            state[name] = torch.zeros_like(new)
+            continue
         old = small[name]
         if any(a > b for a, b in zip(old.shape, new.shape, strict=True)):
             raise ValueError(f"{name} of {tuple(old.shape)} does not fit into {tuple(new.shape)}")

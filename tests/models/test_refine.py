@@ -43,9 +43,9 @@ def test_one_step(network, photo, paintings):
     found = refined(network, code, wanted, [photo], steps=1, lr=0.01, style_weight=3.0)
 
     def loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        features = network.encoder(photo)
+        seen = network.encode(photo)
         changed = StyleCode(code.gamma * a.exp(), code.beta + code.gamma * b)
-        content, style = code_losses(network, photo, features, changed, wanted)
+        content, style = code_losses(network, photo, seen, changed, wanted)
         return content + 3.0 * style
 
     for k in range(0, network.code_channels, 7):
@@ -69,7 +69,7 @@ def test_a_damped_step(network, photo, paintings):
     code, wanted = network.measured(network.encoder(paintings)), wanted_of(network, paintings)
     a, b = (torch.zeros_like(t, requires_grad=True) for t in (code.gamma, code.beta))
     changed = StyleCode(code.gamma * a.exp(), code.beta + code.gamma * b)
-    content, style = code_losses(network, photo, network.encoder(photo), changed, wanted)
+    content, style = code_losses(network, photo, network.encode(photo), changed, wanted)
     gradient = torch.stack(torch.autograd.grad((content + style).sum(), (a, b)))
     expected = -0.01 * gradient / (gradient.abs() + gradient.square().mean((0, 2, 3, 4), keepdim=True).sqrt())
     found = refined(network, code, wanted, [photo], steps=1, lr=0.01, style_weight=1.0, damping=1.0)
@@ -83,7 +83,7 @@ def test_losses_fall_and_the_network_stays(network, photo, paintings):
     code = network.measure(paintings)
     told: list[int] = []
     found = refined(network, code, wanted, [photo], steps=20, progress=lambda step, loss, code: told.append(step))
-    losses = [sum(code_losses(network, photo, network.encoder(photo), c, wanted)) for c in (code, found)]
+    losses = [sum(code_losses(network, photo, network.encode(photo), c, wanted)) for c in (code, found)]
     assert (losses[1] < losses[0]).all()
     assert told == list(range(1, 21))
     assert not found.gamma.requires_grad

@@ -2,7 +2,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import TINY_VGG
+from conftest import TINY_VGG, alive
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +16,30 @@ def test_output_has_the_size_of_the_input(stylizer, height, width, alpha):
     image = torch.rand(1, 3, height, width)
     code = stylizer.measure(torch.rand(1, 3, 24, 24))
     assert stylizer(image, code, alpha).shape == image.shape
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(16, 45), st.integers(16, 45), st.sampled_from([1.0, 0.5, 0.0]))
+def test_a_decoder_that_sees_more_of_the_photo(height, width, alpha):
+    """Any size; several codes for one photo as each by itself; without what it sees it says so."""
+    network = alive(Stylizer(Encoder(TINY_VGG), Decoder(16, skips={"relu1_1": 4, "relu2_1": 6}), conditional=True))
+    image = torch.rand(1, 3, height, width)
+    codes = [network.measure(torch.rand(1, 3, 24, 24)) for _ in range(2)]
+    alone = torch.cat([network(image, code, alpha) for code in codes])
+    assert alone.shape == (2, 3, height, width)
+    both = StyleCode(torch.cat([c.gamma for c in codes]), torch.cat([c.beta for c in codes]))
+    features, skips = network.encode(image)
+    together = network.stylized(features.expand(2, -1, -1, -1), both, image, skips=skips)
+    if alpha == 1:
+        assert torch.allclose(together, alone, atol=1e-4)
+    with pytest.raises(ValueError, match="relu1_1, relu2_1 of the photo too: relu2_1 is missing"):
+        network.decode(features, image, {"relu1_1": skips["relu1_1"]})
+
+
+def test_a_decoder_sees_only_what_has_a_place():
+    for layer in ("relu5_1", "relu1_2", "conv1_1"):
+        with pytest.raises(ValueError, match="skips must be of relu1_1"):
+            Decoder(16, skips={layer: 4})
 
 
 def test_is_the_paper_at_alpha_one(stylizer):

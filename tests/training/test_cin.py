@@ -32,7 +32,7 @@ def test_losses_fall_and_the_file_says_what_it_is(folders, tmp_path):
     records = train(folders, out, replace(TINY, steps=80, lr=3e-3, code_lr=3e-2, ema=0.9), sample_minutes=0)
     assert records[0]["styles"] == ["0", "1", "2"]
     state = load_file(out)
-    decoder = Decoder(16)
+    decoder = Decoder(16, skips={"relu1_1": 4, "relu2_1": 6})
     decoder.load_state_dict({k[8:]: v for k, v in state.items() if k.startswith("decoder.")})
     network = Stylizer(Encoder(TINY_VGG), decoder, conditional=True)
     assert state["codes"].shape == (3, 2, network.code_channels)
@@ -54,6 +54,35 @@ def test_a_resumed_run_equals_an_unbroken_one(folders, tmp_path):
     train(folders, broken)
     whole, resumed = load_file(tmp_path / "whole.safetensors"), load_file(broken)
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+
+def test_what_the_decoder_sees_besides_is_trained(folders, tmp_path):
+    """From nothing, in the file and in the options; a checkpoint of before the option goes on without it."""
+    options = replace(TINY, skips="relu1_1,relu2_1")
+    train(folders, tmp_path / "plain.safetensors", replace(options, skips=""))
+    train(folders, tmp_path / "a.safetensors", options, further=folders[1])
+    found = {k: v for k, v in load_file(tmp_path / "a.safetensors").items() if "skip" in k}
+    assert {k: tuple(v.shape[:2]) for k, v in found.items()} == {
+        "decoder.skip_relu1_1.weight": (2, 4),
+        "decoder.skip_relu2_1.weight": (4, 6),
+    }
+    assert all((v != 0).any() for v in found.values())
+    first = {}
+    for given in ("", "relu1_1"):
+        out = tmp_path / f"with{given}.safetensors"
+        first[given] = train(folders, out, replace(TINY, skips=given, steps=1), init=tmp_path / "plain.safetensors")[-1]
+    for name in ("content", "style", "identity"):
+        assert first[""][name] == pytest.approx(first["relu1_1"][name], rel=1e-5)
+
+    old = tmp_path / "with.ckpt"
+    checkpoint = torch.load(old)
+    del checkpoint["options"]["skips"]
+    torch.save(checkpoint, old)
+    assert train(folders, tmp_path / "with.safetensors", replace(TINY, skips="", steps=2))[-1]["step"] == 2
+    with pytest.raises(WeightsError, match=r"other options \(skips\)"):
+        train(folders, tmp_path / "with.safetensors", replace(TINY, steps=2))
+    with pytest.raises(OptionError, match="unknown skip 'relu5_1'"):
+        replace(TINY, skips="relu1_1,relu5_1")
 
 
 def test_a_predictor_learns_codes_of_any_painting(folders, tmp_path):
@@ -107,12 +136,14 @@ def test_what_does_not_fit_is_told(folders, tmp_path):
         train(folders, tmp_path / "b.safetensors", init=bad)
 
 
-def test_sliced_to_one_row_cin_is_in():
+@pytest.mark.parametrize("skips", [{}, {"relu1_1": 4, "relu3_1": 8}])
+def test_sliced_to_one_row_cin_is_in(skips):
     """Normalising by hand with torch's instance norm, whose affine parameters are one row of the table."""
-    network = alive(Stylizer(Encoder(TINY_VGG), Decoder(16), conditional=True))
+    network = alive(Stylizer(Encoder(TINY_VGG), Decoder(16, skips=skips), conditional=True))
     rows = [network.measure(torch.rand(1, 3, 32, 32)) for _ in range(3)]
     table = StyleCode(torch.cat([r.gamma for r in rows]), torch.cat([r.beta for r in rows]))
     image = torch.rand(1, 3, 40, 48)
+    seen = dict(zip(skips, network.encoder.features(image, list(skips)), strict=True)) if skips else {}
     for k in range(3):
         row = StyleCode(table.gamma[k : k + 1], table.beta[k : k + 1]).split(network.norms)
         layers = {}
@@ -127,6 +158,9 @@ def test_sliced_to_one_row_cin_is_in():
                 continue
             conv = network.decoder.get_submodule(name)
             x = torch.nn.functional.conv2d(torch.nn.functional.pad(x, (1,) * 4, "reflect"), conv.weight, conv.bias)
+            if layer := {"conv1_2": "relu1_1", "conv3_4": "relu3_1"}.get(name if skips else ""):
+                weight = network.decoder.get_parameter(f"skip_{layer}.weight")
+                x = x + torch.einsum("nchw,ocij->nohw", seen[layer], weight)
             if name in layers:
                 x = torch.relu(layers[name](x))
         found = network(image, StyleCode(table.gamma[k : k + 1], table.beta[k : k + 1]))

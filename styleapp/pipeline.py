@@ -121,7 +121,8 @@ class StyleTransfer:
             )
         if compile:
             check_compiler(self.device)
-            self.stylizer.encoder.compile()
+            encoder = self.stylizer.encoder
+            encoder.features = torch.compile(encoder.features)  # type: ignore[method-assign] # forward calls it too
             self.stylizer.decoder.compile()
 
     def stylize(

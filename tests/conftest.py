@@ -82,10 +82,14 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(1)
     folder = tmp_path_factory.mktemp("weights")
     network = alive(Stylizer(Encoder(TINY_VGG), Decoder(16)))
-    conditional = Stylizer(network.encoder, network.decoder, conditional=True)
     decoder = {f"decoder.{k}": v for k, v in network.decoder.state_dict().items()}
+    skips = {"relu1_1": 4, "relu2_1": 6}
+    sees_more = Decoder(16, skips=skips).requires_grad_(False)
+    sees_more.load_state_dict(network.decoder.state_dict(), strict=False)
+    seeing = {f"decoder.{k}": v for k, v in sees_more.state_dict().items()}
 
-    def table(count: int) -> Tensor:
+    def table(decoder: Decoder, count: int) -> Tensor:
+        conditional = Stylizer(network.encoder, decoder, conditional=True)
         codes = [conditional.measure(torch.rand(1, 3, 32, 32)) for _ in range(count)]
         return torch.stack([torch.cat([c.gamma, c.beta]).flatten(1) for c in codes])
 
@@ -105,11 +109,14 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
             | {f"{name}.layers": torch.rand(len(SIZES), 2, 4 + 6 + 8) for name in STYLES},
             {"sizes": SIZES},
         ),
-        "cin": (decoder | {"codes": table(len(STYLES))}, {"width": 1.0, "styles": STYLES}),
+        "cin": (
+            seeing | {"codes": table(sees_more, len(STYLES))},
+            {"width": 1.0, "styles": STYLES, "skips": skips},
+        ),
         "ablation_none": (network.decoder.state_dict(), {"width": 1.0, "in_channels": 16}),
         "ablation_bn": (with_norm("bn"), {"width": 1.0, "in_channels": 16, "norm": "bn"}),
         "ablation_in": (with_norm("in"), {"width": 1.0, "in_channels": 16, "norm": "in"}),
-        "in_great-wave": (decoder | {"codes": table(1)}, {"width": 1.0, "styles": ["great-wave"]}),
+        "in_great-wave": (decoder | {"codes": table(network.decoder, 1)}, {"width": 1.0, "styles": ["great-wave"]}),
     }
     entries = {}
     for name, (tensors, config) in files.items():

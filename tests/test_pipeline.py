@@ -102,6 +102,7 @@ def test_compiled_is_the_same_in_one_piece_and_in_tiles(transfer, weights, monke
         return graph.forward
 
     torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     monkeypatch.setattr(torch.nn.Module, "compile", functools.partialmethod(torch.nn.Module.compile, backend=backend))
     compiled = StyleTransfer("cpu", "fp32", weights=weights, compile=True)
     for size in ((64, 48), (75, 90)):
@@ -109,7 +110,9 @@ def test_compiled_is_the_same_in_one_piece_and_in_tiles(transfer, weights, monke
         for options in ({}, {"tile": "40"}, {"alpha": 0.5}, {"norm": "cin"}):
             a, b = (array(t.stylize(image, "great-wave", **options, **SIZE)) for t in (transfer, compiled))
             assert np.abs(a.astype(int) - b).max() <= 1, options
-    assert 2 <= len(graphs) <= 8  # encoder and decoder, once for the first size and then for any
+    encoders = [graph for graph in graphs if "max_pool2d" in graph.code]
+    # Once for the first size and then for any; the encoder also to the layers that the decoder of CIN sees besides.
+    assert 2 <= len(encoders) <= 6 and 2 <= len(graphs) - len(encoders) <= 4
 
 
 def test_compiling_without_a_compiler_is_told_at_once(weights, monkeypatch):

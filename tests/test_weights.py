@@ -7,6 +7,7 @@ from conftest import FILES
 from safetensors.torch import save_file
 
 from styleapp.errors import OptionError, WeightsError
+from styleapp.models import Decoder
 from styleapp.weights import Weights, sha256, weights_folder
 
 
@@ -124,8 +125,9 @@ def test_the_manifest_says_how_a_decoder_upsamples(copy):
     bilinear = changed.conditional("cin", changed.encoder()).stylizer.decoder
     assert (nearest.upsampling, bilinear.upsampling) == ("nearest", "bilinear")
     features = torch.rand(1, 16, 4, 4)
+    skips = {"relu1_1": torch.rand(1, 4, 32, 32), "relu2_1": torch.rand(1, 6, 16, 16)}
     with torch.inference_mode():
-        assert not torch.allclose(nearest(features), bilinear(features), atol=1e-3)
+        assert not torch.allclose(nearest(features, skips=skips), bilinear(features, skips=skips), atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -135,3 +137,18 @@ def test_a_config_that_fits_no_decoder(copy, wrong):
     edit(copy, lambda files: files["cin"]["config"].update(wrong))
     with pytest.raises(WeightsError, match="config of 'cin' fits no decoder"):
         Weights(copy).conditional("cin", Weights(copy).encoder())
+
+
+def test_the_manifest_of_a_release_builds_the_decoder(tmp_path):
+    """What scripts/release.py says of a file is what the file was made by."""
+    import release
+
+    made = Decoder(512, 0.5, upsampling="bilinear", skips={"relu1_1": 64, "relu2_1": 128})
+    state = {f"decoder.{k}": v for k, v in made.state_dict().items()}
+    file = tmp_path / "cin.safetensors"
+    save_file(state, file, {"options": '{"upsampling": "bilinear"}'})
+    config = release.decoder_config(file, "decoder.")
+    assert config == {"width": 0.5, "upsampling": "bilinear", "skips": {"relu1_1": 64, "relu2_1": 128}}
+    Decoder(512, **config).load_state_dict(made.state_dict())
+    save_file(Decoder(512, 0.5).state_dict(), file)
+    assert release.decoder_config(file) == {"width": 0.5, "upsampling": "nearest"}

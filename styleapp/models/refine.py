@@ -28,7 +28,7 @@ def refined(
     *,
     steps: int,
     lr: float = 0.05,
-    style_weight: float = 0.5,
+    style_weight: float = 1.0,
     damping: float = 0.0,
     progress: Callable[[int, float, StyleCode], None] | None = None,
 ) -> StyleCode:

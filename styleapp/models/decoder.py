@@ -61,7 +61,7 @@ class Decoder(nn.Module):
         skips: channels of each layer of the encoder that the decoder sees besides (relu1_1 to relu3_1), by its name.
             They come in through a 1x1 convolution at the first convolution of the same size. What lies in 8x8 pixels
             of relu4_1 is forgotten, and a decoder that knows only that must invent all fine detail (Ronneberger,
-            Fischer and Brox 2015; Liu et al. 2021, section 3.1, for a style's).
+            Fischer and Brox 2015).
 
     Raises:
         ValueError: if there is no such upsampling, or no place for one of ``skips``.

@@ -134,9 +134,10 @@ For the paintings that have all three, content loss / style loss:
 |---|---|---|---|
 {pairs}
 What one sees: AdaIN brings over contrasts and some strokes but only roughly the colours, as all that it knows of a painting are {p["adain"]["style"]:,} numbers at one
-depth. CIN and IN have learned palettes and outlines: the Great Wave's cream and blue, the Visit's yellow, red and blue. Behind nearest
-upsampling a decoder that has seen few steps draws a fine grain of dots and dashes in cells of 4 or 8 pixels, as AdaIN's still does. So the three differ in more than their norms: AdaIN's decoder is the paper's, while those of CIN and IN upsample bilinearly, see the photo's fine detail too (features of relu1_1
-and relu2_1, [architecture](architecture.md)) and were trained against detail that does not follow the photo (benchmarks/grid.json). These paintings were among those that AdaIN's decoder
+depth. CIN and IN have learned palettes and outlines: the Great Wave's cream and blue, the Visit's yellow, red and blue. The decoders
+differ in more than their norms: those of CIN and IN see the photo's fine detail too (features of relu1_1 and relu2_1, [architecture](architecture.md)), where AdaIN's knows relu4_1 alone, as in the
+paper, and makes up the rest: eyes and letters. All three upsample bilinearly, where the paper has nearest neighbours, behind which a decoder that has seen few steps draws a grain of dots
+and dashes, and were trained against detail that does not follow the photo (benchmarks/grid.json). These paintings were among those that AdaIN's decoder
 was trained on; what it does with others, `styleapp evaluate` measures ([model card](../weights/README.md)).
 
 ## Paintings that no training saw

@@ -170,9 +170,12 @@ class Stylizer(nn.Module):
         if not refine:
             return found
         probe = [self.predictor.probe]
-        return refined(
-            self, found, seen, probe, steps=refine, damping=1.0, progress=lambda step, loss, code: refining()
-        )
+
+        def told(step: int, loss: float, code: StyleCode) -> None:
+            refining()
+
+        # The best of a few tried: more style weight costs content, less damping lets bfloat16 find another code.
+        return refined(self, found, seen, probe, steps=refine, lr=0.1, style_weight=2.0, damping=4.0, progress=told)
 
     def encode(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Features of the last layer, and those of the layers that the decoder sees besides, by their names."""

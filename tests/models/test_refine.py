@@ -102,11 +102,14 @@ def test_each_code_by_itself(network, photo, paintings):
         assert torch.isclose(alone.beta, together.beta[i : i + 1], rtol=1e-3, atol=1e-3).float().mean() > 0.9
 
 
+AS_MEASURED = {"steps": 3, "lr": 0.1, "style_weight": 2.0, "damping": 4.0}
+
+
 def test_measuring_refines_where_there_is_a_predictor(network, paintings):
     predicted, found = network.measure(paintings), network.measure(paintings, refine=3)
     assert equal(predicted, network.measure(paintings, refine=0))
     wanted = wanted_of(network, paintings)
-    assert equal(found, refined(network, predicted, wanted, [network.predictor.probe], steps=3, damping=1.0))
+    assert equal(found, refined(network, predicted, wanted, [network.predictor.probe], **AS_MEASURED))
     assert not torch.allclose(found.gamma, predicted.gamma, rtol=0.01)
     network.predictor = None
     assert equal(network.measure(paintings, refine=3), network.measure(paintings))

@@ -23,10 +23,10 @@ if [ -n "$TOY" ]; then
     DEVICE=auto TRAIN=(--width 0.0625 --steps 3 --batch-size 2 --pairs 1 --size 32)
     CIN=(--width 0.0625 --steps 3 --batch-size 1 --pairs 1 --size 32 --style-size 32) IN=("${CIN[@]}") ABLATION=(--steps 1) INIT_TRAIN=() INIT_CIN=() SIZES=(32) RUNS_TIMED=1 EVAL=32
 else
-    DEVICE=cuda TRAIN=(--width 1 --steps 60000 --batch-size 8 --pairs 2 --size 256 --lr 1e-3 --identity-weight 100 --grid-weight 60 --equivariance-weight 32 --compile)
-    CIN=(--width 1 --steps 30000 --batch-size 8 --pairs 2 --size 256 --lr 6e-4 --code-lr 3e-3 --identity-weight 100 --grid-weight 60 --equivariance-weight 18
+    DEVICE=cuda TRAIN=(--width 1 --steps 60000 --batch-size 8 --pairs 2 --size 256 --lr 1e-3 --identity-weight 100 --grid-weight 60 --equivariance-weight 24 --compile)
+    CIN=(--width 1 --steps 30000 --batch-size 8 --pairs 2 --size 256 --lr 6e-4 --code-lr 3e-3 --identity-weight 100 --grid-weight 60 --equivariance-weight 24
         --style-weight 10 --further-share 0.8 --pattern-share 0.1 --compile)
-    IN=(--width 1 --steps 10000 --batch-size 8 --pairs 1 --size 256 --lr 4e-4 --identity-weight 100 --grid-weight 60 --equivariance-weight 18 --compile)
+    IN=(--width 1 --steps 10000 --batch-size 8 --pairs 1 --size 256 --lr 4e-4 --identity-weight 100 --grid-weight 60 --equivariance-weight 24 --compile)
     ABLATION=(--steps 10000 --size 256 --compile)
     INIT_TRAIN=(--init weights/adain_decoder.safetensors) INIT_CIN=(--init weights/cin.safetensors)
     SIZES=(256 512 1024 2048) RUNS_TIMED=20 EVAL=512

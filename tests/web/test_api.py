@@ -277,6 +277,7 @@ def test_nothing_is_bound_to_the_network_unless_told(url):
 def test_the_command_serves_until_ctrl_c(weights, tmp_path):
     env = {**os.environ, "STYLEAPP_WEIGHTS": str(weights), "PYTHONPATH": str(Path(__file__).parents[2])}
     add_user(tmp_path / "users", "ada", "correct horse")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs hand down that it is ignored
     process = subprocess.Popen(
         [sys.executable, "-m", "styleapp", "web", "--port", "0", "--auth-file", "users", "--max-pixels", "1MP"],
         cwd=tmp_path,

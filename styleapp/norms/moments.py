@@ -38,7 +38,8 @@ def moments(x: Tensor, over: Sequence[int] = (2, 3)) -> Moments:
 
     Computed in float32, or float64 if ``x`` is that, whatever the dtype of ``x``, by the corrected
     two-pass formula (Chan, Golub and LeVeque 1983, eq. 1.7): large means lose no accuracy. Instance moments of
-    half precision on a CPU, where gradients are off, are two-pass too, in parts that are merged.
+    half precision on a CPU, where gradients are off, are two-pass too, in parts that are merged. The number of
+    threads changes no digit of them.
 
     Args:
         x: any shape; (N, C, H, W) with ``over=(2, 3)`` gives the instance moments, (N, C, 1, 1).
@@ -62,21 +63,29 @@ def _is_quick(x: Tensor, over: tuple[int, ...]) -> bool:
     return instance and x.dtype in (torch.bfloat16, torch.float16) and not torch.is_grad_enabled()
 
 
-def _instance_moments(x: Tensor, most: int = 2**15) -> Moments:
-    """By the statistics of torch's batch norm, which read half precision as it is: a fifth of the time.
-
-    It adds one number after the other in float32, which is exact enough for parts of ``most`` positions.
-    """
-    rows = max(1, most // x.shape[-1])
-    samples = [merge(*(_batch_moments(part) for part in sample.split(rows, 2))) for sample in x.split(1)]
-    mean, var = (torch.cat([getattr(m, name) for m in samples]) for name in ("mean", "var"))
+def _instance_moments(x: Tensor) -> Moments:
+    samples = [_sample_moments(sample) for sample in x]
+    mean, var = (torch.stack([getattr(m, name) for m in samples])[..., None, None] for name in ("mean", "var"))
     return Moments(samples[0].count, mean, var)
 
 
-def _batch_moments(x: Tensor) -> Moments:
-    running = torch.zeros(x.shape[1])  # of no consequence, but its float32 makes the results so
-    mean, var = torch.batch_norm_update_stats(x, running, running.clone(), momentum=0.0)
-    return Moments(x.shape[-2] * x.shape[-1], mean.view(1, -1, 1, 1), var.view(1, -1, 1, 1))
+def _sample_moments(x: Tensor, most: int = 2**20) -> Moments:
+    """Of one sample (C, H, W): two passes over parts of about ``most`` numbers, that stay in the cache as float32.
+
+    A part is some rows, in eight blocks for threads to share. torch adds up a block in one order, whatever the number
+    of threads is; the statistics of its batch norm take half the time, but their last digit depends on that number.
+    """
+    channels, height, width = x.shape
+    rows = min(max(1, most // (channels * width) // 8) * 8, height)
+    wide = torch.empty(rows, width, channels)  # one for all parts: new memory costs more time than the sums
+    parts = []
+    for part in x.permute(1, 2, 0).split(rows):
+        count = len(part) * width
+        found = wide[: len(part)].copy_(part).view(math.gcd(count, 8), -1, channels)
+        mean = found.mean(1).mean(0)
+        centred = found.sub_(mean)
+        parts.append(Moments(count, mean, centred.mul_(centred).mean(1).mean(0)))
+    return merge(*parts)
 
 
 def weighted_moments(x: Tensor, weight: Tensor) -> Moments:

@@ -57,6 +57,22 @@ def test_half_precision_equals_float64(shape, dtype, layout):
         assert torch.allclose(m.var.double(), wide.var((2, 3), correction=0, keepdim=True), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(1, 64, 128, 128), (2, 12, 61, 301), (1, 512, 40, 64), (1, 3, 5, 7)])
+def test_the_number_of_threads_changes_no_digit_of_half_precision(shape):
+    x = (torch.randn(shape).exp() + 3).bfloat16().contiguous(memory_format=torch.channels_last)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3, 16):
+            torch.set_num_threads(threads)
+            with torch.inference_mode():
+                found.append(moments(x))
+    finally:
+        torch.set_num_threads(before)
+    for m in found[1:]:
+        assert torch.equal(m.mean, found[0].mean) and torch.equal(m.var, found[0].var)
+
+
 def test_memory_format_does_not_matter():
     x = torch.randn(2, 5, 6, 7)
     a, b = moments(x), moments(x.contiguous(memory_format=torch.channels_last))

@@ -2,7 +2,8 @@
 
 python scripts/bench_passes.py > benchmarks/passes.json          (CPU, or --device cuda)
 
-The demo's first photo at a short side of --size, in one piece and in tiles, with and without its features kept.
+The demo's first photo at a short side of --size, in one piece and in tiles: with the output of each layer kept in
+memory or on disk, with its features alone, with nothing.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def main() -> None:
     plans = {
         "one piece": one_piece(photo.size),
         "tiles, outputs kept": Plan(tile, keep=True, room=room),
+        "tiles, outputs kept on disk": Plan(tile, keep=True, disk=10**12),
         "tiles, features kept": Plan(tile, keep=True),
         "tiles, nothing kept": Plan(tile, keep=False),
     }

@@ -6,12 +6,13 @@ lie on multiples of 8 pixels, the encoder's pooling, and carry a halo as wide as
 a tile holds the very numbers that the whole would. One tile that covers the photo is the plain case.
 
 A network with norms inside its decoder takes one pass more for each of them, for the moments of its input. So its tiles
-are as exact. What a pass has made is kept where there is room, and the next one goes on from there: then all of them
-together do the work of one. In one piece there is nothing to repeat.
+are as exact. What a pass has made is kept where there is room, in memory or on disk, and the next one goes on from
+there: then all of them together do the work of one. In one piece there is nothing to repeat.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from styleapp.controls import Layer, Mask, Matching, Window, weights_of
+from styleapp.disk import scratch_array
 from styleapp.errors import OptionError
 from styleapp.images import Picture, quantized, unit
 from styleapp.models import StyleCode, Stylizer, code_from_moments, unshifted
@@ -275,6 +277,7 @@ class _Norms:
 
     def settle(self, name: str, found: Moments) -> None:
         """These are the moments of the whole input of the norm ``name``."""
+        found = Moments(found.count, found.mean.float(), found.var.float())
         self.settled[name] = [_transform(code[name], Content(found), Matching(), self.eps) for code in self.codes]
 
     def decoded(
@@ -331,8 +334,8 @@ class _Passes:
         self.cells = cells_of(picture.size)
         self.seen_of = seen_of
         self.shares_of = shares_of
-        self.kept: tuple[str, Tensor] | None = None
-        """The last layer whose output there was room for, and that output, of the whole photo, before its norm."""
+        self.kept: _Kept | None = None
+        """The last output that there was room for."""
 
     def finer(self, w: Window, name: str | None) -> Window:
         """A window of features in units of a layer's output; in pixels for None."""
@@ -341,7 +344,7 @@ class _Passes:
 
     def decoded(self, w: Window, until: str | None = None) -> Tensor:
         """A window through the norms and the decoder, to the input of the norm ``until``; to a picture without one."""
-        after = None if self.kept is None else self.kept[0]
+        after = None if self.kept is None else self.kept.name
         outer = w.grown(halo_of(self.stylizer.decoder.radius_after(after)), self.cells)
         layers = self.stylizer.decoder.skips_between(after, until)
         if self.kept is None:
@@ -350,32 +353,55 @@ class _Passes:
             x = seen.pop(last)
         else:
             seen = self.seen_of(outer, layers)
-            x = self.kept[1][self.finer(outer, after).index]
+            x = self.kept.output[self.finer(outer, after).index]
         y = self.norms.decoded(x, outer, self.shares_of(outer), seen, until, after)
+        if self.kept is not None:
+            self.kept.forget()
         return y[self.finer(w.within(outer), until).index]
 
     def settle(self, name: str, tile: tuple[int, int], note: Note, done: Callable[[Window], None]) -> None:
         """One pass for the moments of the input of a norm in the decoder, which is kept if there is room."""
         parts: list[Moments] = []
-        taken = 0 if self.kept is None else layer_bytes(self.stylizer, self.kept[0], self.size)
-        fits = taken + layer_bytes(self.stylizer, name, self.size) <= self.plan.room
-        whole: Tensor | None = None
+        whole = self.room_for(name)
 
         def measure(w: Window) -> None:
-            nonlocal whole
             y = self.decoded(w, name)
-            if fits:
-                if whole is None:
-                    shape = (1, y.shape[1], *self.finer(Window(0, 0, *self.cells), name).size)
-                    whole = torch.empty(shape, dtype=y.dtype, device=y.device, memory_format=torch.channels_last)
-                whole[self.finer(w, name).index] = y
+            if whole is not None:
+                whole.output[self.finer(w, name).index] = y
+                whole.forget()
             parts.extend(_moments(y, self.norms.weights(w, self.strides[name], y)))
 
         each(windows(self.cells, tile), measure, note, self.plan.tidy_above, done)
-        total = merge(*parts)
-        self.norms.settle(name, Moments(total.count, total.mean.float(), total.var.float()))
+        self.norms.settle(name, merge(*parts))
         if whole is not None:
-            self.kept = name, whole
+            self.kept = whole
+
+    def room_for(self, name: str) -> _Kept | None:
+        """Room for the output of a layer beside the one that is kept now: in memory, else on disk, else none."""
+        needed = layer_bytes(self.stylizer, name, self.size)
+        taken = 0 if self.kept is None else layer_bytes(self.stylizer, self.kept.name, self.size)
+        on_disk = self.kept is not None and self.kept.on_disk
+        rows, columns = self.finer(Window(0, 0, *self.cells), name).size
+        channels, like = self.stylizer.decoder.hidden[name], next(self.stylizer.parameters())
+        if needed + (not on_disk) * taken <= self.plan.room:
+            shape = (1, channels, rows, columns)
+            empty = torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+            return _Kept(name, empty)
+        if needed + on_disk * taken <= self.plan.disk:
+            with contextlib.suppress(OSError):  # others have filled the disk since: then the next pass works more
+                array = scratch_array((rows, columns, channels), like.dtype)
+                return _Kept(name, array.tensor, array.forget, on_disk=True)
+        return None
+
+
+@dataclass
+class _Kept:
+    """What a layer of the decoder gives, of the whole photo, before its norm."""
+
+    name: str
+    output: Tensor
+    forget: Callable[[], None] = lambda: None
+    on_disk: bool = False
 
 
 Progress = Callable[[float], None]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import mmap
 import os
 import tempfile
 import warnings
@@ -17,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from styleapp.disk import MappedArray, can_map, map_array, scratch_folder
 from styleapp.errors import ImageError
 from styleapp.files import PNG_LEVEL, opened, save_picture, vips_about, vips_srgb, writing
 from styleapp.images import MAX_PIXELS, Picture, check_pixels, header_metadata
@@ -35,21 +34,12 @@ SHARE = 4
 _FORMATS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 
 
-@dataclass
-class _Array:
-    """(1, C, H, W), channels_last, in a file."""
-
-    tensor: Tensor
-    mapped: mmap.mmap
-    path: Path
-
-
 class _Store:
-    """Arrays in temporary files (below $TMPDIR), which go with the last picture that uses them."""
+    """Arrays in temporary files, which go with the last picture that uses them."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="styleapp-large-")
-        self._arrays: list[_Array] = []
+        self._folder = tempfile.TemporaryDirectory(prefix="styleapp-large-", dir=scratch_folder())
+        self._arrays: list[tuple[Path, MappedArray]] = []
 
     @property
     def next_path(self) -> Path:
@@ -64,35 +54,32 @@ class _Store:
         """
         path, size = self.next_path, math.prod(shape) * dtype.itemsize
         with path.open("r+b" if path.exists() else "w+b") as file:
-            try:  # a mapped file that finds no room when it is written to ends the process
-                os.posix_fallocate(file.fileno(), 0, size)
+            try:
+                array = map_array(file, shape, dtype)
             except OSError as error:
                 raise ImageError(
                     f"{path.parent}: {size / 1e6:.0f} MB are needed there for the pixels of this photo "
                     f"({error.strerror}); TMPDIR chooses another place"
                 ) from None
-            mapped = mmap.mmap(file.fileno(), size)
-        flat = np.frombuffer(mapped, np.uint16 if dtype == torch.uint16 else np.uint8)
-        tensor = torch.from_numpy(flat).view(1, *shape).permute(0, 3, 1, 2)
-        self._arrays.append(_Array(tensor, mapped, path))
-        return tensor
+        self._arrays.append((path, array))
+        return array.tensor
 
     def image(self, pyvips: Any, tensor: Tensor) -> Any:
         """The channels of an array as libvips reads them from the file."""
-        for array in self._arrays:
+        for path, array in self._arrays:
             whole = array.tensor
             first = (tensor.data_ptr() - whole.data_ptr()) // whole.element_size()
             if 0 <= first < whole.shape[1]:
                 deep = whole.dtype == torch.uint16
                 kind = {"format": "ushort", "interpretation": "rgb16"} if deep else {"interpretation": "srgb"}
-                image = pyvips.Image.rawload(str(array.path), whole.shape[3], whole.shape[2], whole.shape[1], **kind)
+                image = pyvips.Image.rawload(str(path), whole.shape[3], whole.shape[2], whole.shape[1], **kind)
                 return image[first : first + tensor.shape[1]]
         raise ValueError("the tensor is in no file of this store")
 
     def forget(self) -> None:
         """Take pages out of this process's memory; what was written to them stays in the file."""
-        for array in self._arrays:
-            array.mapped.madvise(mmap.MADV_DONTNEED)
+        for _, array in self._arrays:
+            array.forget()
 
 
 @dataclass(frozen=True)
@@ -113,7 +100,7 @@ class LargePicture(Picture):
 
 def is_large(path: Path, budget: int) -> bool:
     """Whether a photo, told from its header, is better kept on disk; never without libvips or on other systems."""
-    if importlib.util.find_spec("pyvips") is None or not hasattr(mmap, "MADV_DONTNEED"):
+    if importlib.util.find_spec("pyvips") is None or not can_map():
         return False
     try:
         with warnings.catch_warnings():

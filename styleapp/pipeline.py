@@ -39,7 +39,7 @@ from styleapp.memory import available
 from styleapp.models import StyleCode, Stylizer, TransformerNet, code_from_moments
 from styleapp.norms import merge, moments, weighted_moments
 from styleapp.options import Options, parse_bytes
-from styleapp.tiles import Plan, make_plan
+from styleapp.tiles import Plan, goes_on, make_plan
 from styleapp.weights import (
     ABLATION,
     CIN,
@@ -475,8 +475,9 @@ class StyleTransfer:
                 "a decoder with norms inside that look at the whole picture works in one piece; --size makes it "
                 "smaller, --max-memory allows more"
             )
-        if stylizer.conditional and not plan.covers(picture.size):
-            note(f"in tiles the norm {options.norm} goes over the photo {1 + len(stylizer.norms)} times; adain, twice")
+        if not goes_on(plan, stylizer, picture.size):
+            passes = f"the norm {options.norm} goes over the whole photo {1 + len(stylizer.norms)} times; adain, twice"
+            note(f"too little memory and disk: {passes}")
         luma = options.color == "luma"
         return render(
             stylizer,

@@ -11,11 +11,24 @@ from dataclasses import dataclass
 import torch
 
 from styleapp.controls import Window
+from styleapp.disk import room_on_disk
 from styleapp.errors import OptionError
 from styleapp.memory import available, is_out_of_memory, release_freed_memory, resident
 from styleapp.models import Stylizer
 
-__all__ = ["Note", "Plan", "cells_of", "each", "even", "halo_of", "layer_bytes", "make_plan", "one_piece", "windows"]
+__all__ = [
+    "Note",
+    "Plan",
+    "cells_of",
+    "each",
+    "even",
+    "goes_on",
+    "halo_of",
+    "layer_bytes",
+    "make_plan",
+    "one_piece",
+    "windows",
+]
 
 Note = Callable[[str], None]
 """Told what a user should know."""
@@ -32,6 +45,7 @@ class Plan:
         keep: keep the features of the first pass, so that the second need not encode again.
         room: bytes for outputs of layers of the decoder that are kept from one pass to the next, so that it goes on
             from there; only networks with norms inside take so many passes.
+        disk: bytes on disk for those that the room is too small for.
         tidy_above: bytes of this process above which freed memory is handed back before the next tile; None for
             never. What tiles of several shapes leave behind does not fit the next one, and adds up.
     """
@@ -39,6 +53,7 @@ class Plan:
     tile: tuple[int, int]
     keep: bool = True
     room: int = 0
+    disk: int = 0
     tidy_above: int | None = None
 
     def covers(self, size: tuple[int, int]) -> bool:
@@ -89,11 +104,15 @@ def make_plan(
                 f"{_megabytes(available(device))} are free; take smaller ones, or --tile auto"
             )
         keep = features <= free / 2
-        return Plan(sides, keep, _room(stylizer, size, free // 2 - keep * features))
+        room, disk = _rooms(stylizer, size, free // 2 - keep * features, device)
+        return Plan(sides, keep, room, disk)
     if height * width * pixel <= free:
         return one_piece(size)
     keep = features <= free / 2
-    room = _room(stylizer, size, free // 2 - keep * features)
+    room, disk = _rooms(stylizer, size, free // 2 - keep * features, device)
+    pixel += (
+        math.ceil(max(_kept(stylizer, size)) / (height * width)) if disk else 0
+    )  # mapped as long as a tile is at work
     side = math.isqrt(max(0, int((free - keep * features - room) / pixel))) - 2 * halo
     if side < LEAST_TILE:
         needed = taken + (LEAST_TILE + 2 * halo) ** 2 * pixel
@@ -104,15 +123,27 @@ def make_plan(
     sides = even(size, side)
     largest = (sides[0] + 2 * halo) * (sides[1] + 2 * halo) * pixel
     tidy_above = max(0, total - largest) if device.type == "cpu" and budget is not None else None
-    return Plan(sides, keep, room, tidy_above)
+    return Plan(sides, keep, room, disk, tidy_above)
 
 
-def _room(stylizer: Stylizer, size: tuple[int, int], most: int) -> int:
-    """Of these bytes, what keeping the output of each layer in turn takes: it and the one before."""
+def _rooms(stylizer: Stylizer, size: tuple[int, int], most: int, device: torch.device) -> tuple[int, int]:
+    """What outputs that are kept take of so many bytes of memory, and may take on disk where that is too little."""
+    fitting = [both for both in _kept(stylizer, size) if both <= most]
+    on_disk = device.type == "cpu" and len(fitting) < len(_kept(stylizer, size))
+    return max(fitting, default=0), room_on_disk() if on_disk else 0
+
+
+def _kept(stylizer: Stylizer, size: tuple[int, int]) -> list[int]:
+    """Bytes of the output of each layer inside the decoder whose moments take a pass, and of the one before."""
     if not stylizer.conditional:
-        return 0
+        return []
     kept = [0, *(layer_bytes(stylizer, name, size) for name in stylizer.decoder.hidden)]
-    return max(0, min(most, max(map(sum, itertools.pairwise(kept)))))
+    return [sum(both) for both in itertools.pairwise(kept)]
+
+
+def goes_on(plan: Plan, stylizer: Stylizer, size: tuple[int, int]) -> bool:
+    """Whether every pass over the norms inside the decoder can go on from where the one before it has ended."""
+    return plan.covers(size) or max(_kept(stylizer, size), default=0) <= max(plan.room, plan.disk)
 
 
 def layer_bytes(stylizer: Stylizer, name: str, size: tuple[int, int]) -> int:

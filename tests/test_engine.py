@@ -475,13 +475,14 @@ def test_the_shipped_conditional_network_tiled_equals_untiled(side, tile, transp
     tile=st.sampled_from([16, 24, 40, 64]),
     keep=st.booleans(),
     room=st.sampled_from([0, 10**5, 10**6, 10**9]),
+    disk=st.sampled_from([0, 10**6, 10**9]),
     alpha=st.sampled_from([1.0, 0.5]),
     masks=st.integers(0, 2),
     strength=st.booleans(),
     transparency=st.booleans(),
 )
 def test_conditional_tiled_equals_untiled(
-    network, height, width, tile, keep, room, alpha, masks, strength, transparency
+    network, height, width, tile, keep, room, disk, alpha, masks, strength, transparency
 ):
     p = cutout(picture(height, width)) if transparency else picture(height, width)
     layers = [Layer(long_code(0, network), alpha)]
@@ -491,7 +492,7 @@ def test_conditional_tiled_equals_untiled(
         layers.append(Layer(long_code(i + 1, network), 1.0 - 0.3 * i, Mask(mask)))
     ramp = Mask(torch.linspace(0, 1, width).expand(1, 1, height, width)) if strength else None
     untiled = render(network, p, layers, whole(p), strength=ramp)
-    tiled = render(network, p, layers, Plan(even(p.size, tile), keep, room), strength=ramp)
+    tiled = render(network, p, layers, Plan(even(p.size, tile), keep, room, disk), strength=ramp)
     assert difference(tiled, untiled) <= 1e-5
 
 
@@ -509,15 +510,31 @@ def test_a_pass_goes_on_from_what_the_one_before_has_kept(monkeypatch):
 
     monkeypatch.setattr(ReflectConv2d, "forward", counted)
     found, work = [], []
-    for room in (0, 10**9):
+    for more in ({}, {"room": 10**9}, {"disk": 10**9}):
         counts.clear()
-        found.append(render(CONDITIONAL, p, [Layer(long_code(1))], Plan((64, 48), keep=False, room=room)))
+        found.append(render(CONDITIONAL, p, [Layer(long_code(1))], Plan((64, 48), keep=False, **more)))
         work.append(dict(counts))
-    assert difference(*found) <= 2e-4
+    assert difference(found[0], found[1]) <= 2e-4
+    assert torch.equal(found[2].pixels, found[1].pixels) and work[2] == work[1]
     assert work[1]["encoder.conv1_1"] < 0.25 * work[0]["encoder.conv1_1"]  # two passes of ten
     for name in CONDITIONAL.decoder.hidden:
         pixels = 120 * 96 / CONDITIONAL.decoder.strides[name] ** 2
         assert pixels <= work[1][f"decoder.{name}"] < 4 * pixels  # with the halo
+
+
+@pytest.mark.parametrize("tile", [None, 48])
+def test_half_precision_takes_the_quick_way_through_every_norm(monkeypatch, tile):
+    """torch's batch norm in one pass over memory (:func:`styleapp.norms.normalize`), not five in float64."""
+    calls = []
+    quick = torch.nn.functional.batch_norm
+    monkeypatch.setattr(
+        torch.nn.functional, "batch_norm", lambda x, *a, **m: calls.append(x.shape) or quick(x, *a, **m)
+    )
+    half, p = deepcopy(CONDITIONAL).bfloat16(), picture(96, 48)
+    render(half, p, [Layer(long_code(1, half))], whole(p) if tile is None else Plan((tile, tile), room=10**9))
+    assert {shape[1] for shape in calls} == set(half.norms.values())
+    if tile is None:
+        assert len(calls) == len(half.norms)
 
 
 def test_room_is_planned_for_what_is_kept(monkeypatch):
@@ -532,6 +549,28 @@ def test_room_is_planned_for_what_is_kept(monkeypatch):
     monkeypatch.setattr(tiles, "resident", lambda: 10**9)
     tight = make_plan(CONDITIONAL, size, cpu, budget=10**9 + most)
     assert 0 < tight.room <= most / 2 and not tight.covers(size)
+
+
+def test_disk_is_planned_for_what_there_is_no_room_for(monkeypatch):
+    size, cpu = (1000, 2000), torch.device("cpu")
+    monkeypatch.setattr(tiles, "room_on_disk", lambda: 10**12)
+    monkeypatch.setattr(tiles, "resident", lambda: 10**9)
+    assert make_plan(CONDITIONAL, size, cpu, tile=64).disk == 0  # all of it fits into memory
+    enough = make_plan(CONDITIONAL, size, cpu, tile=64).room
+    assert make_plan(NETWORK, size, cpu, budget=10**9 + enough).disk == 0  # nothing to keep
+    tight = make_plan(CONDITIONAL, size, cpu, budget=10**9 + enough)
+    assert tight.disk == 10**12 and tight.room < enough
+
+
+def test_a_disk_that_has_filled_up_costs_time_alone(monkeypatch):
+    p = picture(100, 90)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("styleapp.engine.scratch_array", full)
+    tiled = render(CONDITIONAL, p, [Layer(long_code(1))], Plan((64, 48), disk=10**9))
+    assert difference(tiled, render(CONDITIONAL, p, [Layer(long_code(1))], whole(p))) <= 2e-4
 
 
 def test_conditional_goes_on_exactly_when_memory_runs_out(monkeypatch):

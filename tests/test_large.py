@@ -121,7 +121,7 @@ def test_stylized_on_disk_is_stylized_in_memory(transfer, tmp_path, tile, norm):
 
 
 def test_files_go_with_the_picture_and_memory_is_handed_back(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
     (tmp_path / "scratch").mkdir()
     noise(3000, 3000).save(tmp_path / "p.png", compress_level=1)
     picture = read_large(tmp_path / "p.png")

@@ -337,7 +337,13 @@ class TestAuto:
         assert bare.settled(Options(), ["great-wave"]).norm == "adain" and not bare.learned_styles
         bare.stylize(photo, "great-wave", style_size=64)
 
-    def test_tiles_are_told_to_take_long(self, transfer, photo):
+    def test_tiles_are_told_to_take_long(self, transfer, photo, monkeypatch):
+        """Where what they give cannot be kept."""
         notes: list[str] = []
+        transfer.stylize(photo, "great-wave", tile="32", note=notes.append)
+        assert not notes
+        monkeypatch.setattr("styleapp.tiles._rooms", lambda *_: (0, 0))
+        transfer.stylize(photo, "great-wave", tile="32", norm="adain", style_size=64, note=notes.append)
+        assert not notes
         transfer.stylize(photo, "great-wave", tile="32", note=notes.append)
         assert any("adain, twice" in note for note in notes)

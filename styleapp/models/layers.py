@@ -13,6 +13,7 @@ __all__ = [
     "ReflectConv2d",
     "corrected_conv2d",
     "joined",
+    "max_pool2x2",
     "padded",
     "reflect_conv2d",
     "upsampled_conv2d",
@@ -99,6 +100,18 @@ def _bilinear_with_border(x: Tensor) -> Tensor:
         before, behind = x.narrow(dim, 0, count + 1), x.narrow(dim, 1, count + 1)
         x = torch.stack([before.lerp(behind, 0.25), before.lerp(behind, 0.75)], dim + 1).flatten(dim, dim + 1)
     return x
+
+
+def max_pool2x2(x: Tensor) -> Tensor:
+    """The largest of each 2x2 positions; at an odd edge of those that there are ("ceil mode").
+
+    On a CPU torch's own also writes down where each of them was, as 64-bit numbers, which takes longer than the rest.
+    """
+    elsewhere = x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling()
+    if elsewhere or x.shape[-2] % 2 or x.shape[-1] % 2:
+        return F.max_pool2d(x, 2, ceil_mode=True)
+    rows = torch.maximum(x[..., ::2, :], x[..., 1::2, :])
+    return torch.maximum(rows[..., ::2], rows[..., 1::2])
 
 
 def padded(x: Tensor, mode: Literal["reflect", "replicate"]) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from styleapp.models.layers import ReflectConv2d
+from styleapp.models.layers import ReflectConv2d, max_pool2x2
 
 __all__ = ["STYLE_LAYERS", "VGG19_TO_RELU4_1", "Encoder", "by_layer", "conv_names"]
 
@@ -104,13 +104,16 @@ class Encoder(nn.Module):
             raise ValueError(f"unknown layers {sorted(unknown)}; choices: {', '.join(known)}")
         x = image.to(next(self.parameters()).dtype)
         found: list[Tensor] = []
-        for name in self.names:
+        for name, following in zip(self.names, [*self.names[1:], ""], strict=True):
             if name == "M":
-                x = F.max_pool2d(x, 2, ceil_mode=True)
-            else:
-                x = F.relu_(self.get_submodule(name)(x))
-                if name.replace("conv", "relu") in layers:
-                    found.append(x)
+                x = F.relu_(max_pool2x2(x))
+                continue
+            x = self.get_submodule(name)(x)
+            wanted = name.replace("conv", "relu") in layers
+            if wanted or following != "M":  # else it comes after the pooling, where it is the same of a quarter of x
+                F.relu_(x)
+            if wanted:
+                found.append(x)
             if len(found) == len(set(layers)):
                 break
         return found

@@ -5,7 +5,15 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from styleapp import options
-from styleapp.models.layers import UPSAMPLINGS, ReflectConv2d, joined, padded, reflect_conv2d, upsampled_conv2d
+from styleapp.models.layers import (
+    UPSAMPLINGS,
+    ReflectConv2d,
+    joined,
+    max_pool2x2,
+    padded,
+    reflect_conv2d,
+    upsampled_conv2d,
+)
 
 
 def plain(x, weight, bias):
@@ -128,3 +136,15 @@ def test_padding_whose_gradient_is_the_same_in_each_run():
     assert torch.equal(joined(x), wanted)
     found, theirs = (torch.autograd.grad((y * outward).sum(), x)[0] for y in (joined(x), wanted))
     assert torch.allclose(found, theirs, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [(8, 6), (7, 6), (8, 1), (5, 9), (2, 2)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pooling_is_that_of_torch(size, layout, dtype):
+    x = torch.randn(2, 5, *size).to(dtype).contiguous(memory_format=layout)
+    wanted = F.max_pool2d(x, 2, ceil_mode=True)
+    assert torch.equal(max_pool2x2(x), wanted)
+    with torch.inference_mode():
+        found = max_pool2x2(x)
+    assert torch.equal(found, wanted) and found.is_contiguous(memory_format=layout)

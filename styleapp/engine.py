@@ -12,7 +12,6 @@ there: then all of them together do the work of one. In one piece there is nothi
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -42,6 +41,7 @@ class Content:
         features: all of them, where they are kept.
         skips: features of the layers that the decoder sees besides, where these are kept: in one piece.
         weight: what each of the features counts, where they are kept and do not count alike.
+        forget: hands back the memory of what has been looked at of features on disk.
     """
 
     moments: Moments
@@ -49,6 +49,7 @@ class Content:
     features: Tensor | None = field(default=None, repr=False)
     weight: Tensor | None = field(default=None, repr=False)
     skips: Skips = field(default_factory=dict, repr=False)
+    forget: Callable[[], None] = lambda: None
 
 
 @torch.inference_mode()
@@ -62,26 +63,27 @@ def measure_content(
 ) -> Content:
     """The first pass: moments of the whole photo, tile by tile; ``done`` is called after each."""
     device = next(stylizer.parameters()).device
-    dtype = next(stylizer.parameters()).dtype
     cells = cells_of(picture.size)
     channels = stylizer.encoder.num_channels
     parts: list[Moments] = []
     weights = _Weights(picture)
     second = torch.zeros(channels, channels, dtype=torch.float64) if matching.kind == "wct" else None
-    whole: Tensor | None = None
     last = stylizer.encoder.last
     besides = stylizer.decoder.skips_between(None, None) if plan.keep else []
     skips: dict[str, Tensor] = {}
+    kept: _Kept | None = None
+    keep = plan.keep
 
-    def store() -> Tensor:
-        shape = (1, channels, *cells)
-        return torch.empty(shape, dtype=dtype, device=device, memory_format=torch.channels_last)
+    def make_room() -> None:
+        nonlocal kept, keep
+        kept = _room((channels, *cells), next(stylizer.parameters()), plan.keep_on_disk)
+        keep = kept is not None
 
-    if plan.keep and (plan.tile[0] < 8 * cells[0] or plan.tile[1] < 8 * cells[1]):
-        whole = store()  # before the first tile: a hole that a tile leaves would be too small for it
+    if keep and not plan.covers(picture.size):
+        make_room()  # before the first tile: a hole that a tile leaves would be too small for it
 
     def work(w: Window) -> None:
-        nonlocal skips
+        nonlocal skips, kept
         skips = _encode(stylizer, picture, w, [*besides, last] if w.size == cells else [last])
         features = skips.pop(last)
         weight = None
@@ -90,13 +92,14 @@ def measure_content(
         else:  # weights make directions of tiny variance, which WCT would blow up: there all positions count alike
             flat = features[0].flatten(1).double()
             second.add_((flat @ flat.T).cpu())
-        nonlocal whole
-        if plan.keep and w.size == cells:
-            whole = features
-        elif plan.keep:
-            if whole is None:  # a tile of everything did not fit
-                whole = store()
-            whole[w.index] = features
+        if keep and w.size == cells:
+            kept = _Kept(features)
+        elif keep:
+            if kept is None:  # a tile of everything did not fit
+                make_room()
+            if kept is not None:
+                kept.output[w.index] = features
+                kept.forget()
         parts.extend(_moments(features, weight))
 
     each(windows(cells, plan.tile), work, note, plan.tidy_above, done)
@@ -107,7 +110,9 @@ def measure_content(
         covariance = (second / total.count - torch.outer(mean, mean))[None].to(device)
     m = Moments(total.count, total.mean.float(), total.var.float())
     everything = Window(0, 0, *cells)
-    return Content(m, covariance, whole, None if whole is None else weights(everything, 8, whole), skips)
+    if kept is None:
+        return Content(m, covariance)
+    return Content(m, covariance, kept.output, weights(everything, 8, kept.output), skips, kept.forget)
 
 
 @torch.inference_mode()
@@ -149,15 +154,17 @@ def render(
         OptionError: if EFDM is asked for and the features of the photo do not fit into memory.
     """
     out = picture.empty()
-    if matching.kind == "efdm" and not plan.keep:
+    if matching.kind == "efdm" and (plan.keep_on_disk or not plan.keep):
         raise OptionError("efdm needs all features of the photo at once: raise --max-memory, or take another --norm")
     cells = cells_of(picture.size)
     count = (content is None) + 1  # passes over the photo; those of the norms inside the decoder come on top
     if stylizer.conditional and not plan.covers(picture.size):
         count += len(stylizer.norms) - 1
-    done = _after_tile(picture, progress, count * cells[0] * cells[1])
+    forget = [picture.forget]
+    done = _after_tile(forget, progress, count * cells[0] * cells[1])
     if content is None:
         content = measure_content(stylizer, picture, plan, matching, note, done)
+    forget.append(content.forget)
     norms = _Norms(stylizer, layers, content, matching, picture, strength)
 
     last = stylizer.encoder.last
@@ -201,13 +208,14 @@ def render(
     return replace(picture, pixels=out)
 
 
-def _after_tile(picture: Picture, progress: Progress, total: int) -> Callable[[Window], None]:
+def _after_tile(forget: Sequence[Callable[[], None]], progress: Progress, total: int) -> Callable[[Window], None]:
     """What to call with each window that is ready, of so many features in all passes."""
     worked = 0
 
     def done(w: Window) -> None:
         nonlocal worked
-        picture.forget()
+        for each_of in forget:
+            each_of()
         worked += w.size[0] * w.size[1]
         progress(min(1.0, worked / total))
 
@@ -335,7 +343,9 @@ class _Passes:
         self.seen_of = seen_of
         self.shares_of = shares_of
         self.kept: _Kept | None = None
-        """The last output that there was room for."""
+        """The last output that there was room for, before its norm."""
+        self.after: str | None = None
+        """The layer that it is of."""
 
     def finer(self, w: Window, name: str | None) -> Window:
         """A window of features in units of a layer's output; in pixels for None."""
@@ -344,7 +354,7 @@ class _Passes:
 
     def decoded(self, w: Window, until: str | None = None) -> Tensor:
         """A window through the norms and the decoder, to the input of the norm ``until``; to a picture without one."""
-        after = None if self.kept is None else self.kept.name
+        after = self.after
         outer = w.grown(halo_of(self.stylizer.decoder.radius_after(after)), self.cells)
         layers = self.stylizer.decoder.skips_between(after, until)
         if self.kept is None:
@@ -374,34 +384,40 @@ class _Passes:
         each(windows(self.cells, tile), measure, note, self.plan.tidy_above, done)
         self.norms.settle(name, merge(*parts))
         if whole is not None:
-            self.kept = whole
+            self.kept, self.after = whole, name
 
     def room_for(self, name: str) -> _Kept | None:
         """Room for the output of a layer beside the one that is kept now: in memory, else on disk, else none."""
         needed = layer_bytes(self.stylizer, name, self.size)
-        taken = 0 if self.kept is None else layer_bytes(self.stylizer, self.kept.name, self.size)
+        taken = 0 if self.after is None else layer_bytes(self.stylizer, self.after, self.size)
         on_disk = self.kept is not None and self.kept.on_disk
         rows, columns = self.finer(Window(0, 0, *self.cells), name).size
-        channels, like = self.stylizer.decoder.hidden[name], next(self.stylizer.parameters())
+        shape = (self.stylizer.decoder.hidden[name], rows, columns)
+        like = next(self.stylizer.parameters())
         if needed + (not on_disk) * taken <= self.plan.room:
-            shape = (1, channels, rows, columns)
-            empty = torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
-            return _Kept(name, empty)
-        if needed + on_disk * taken <= self.plan.disk:
-            with contextlib.suppress(OSError):  # others have filled the disk since: then the next pass works more
-                array = scratch_array((rows, columns, channels), like.dtype)
-                return _Kept(name, array.tensor, array.forget, on_disk=True)
-        return None
+            return _room(shape, like, on_disk=False)
+        return _room(shape, like, on_disk=True) if needed + on_disk * taken <= self.plan.disk else None
 
 
 @dataclass
 class _Kept:
-    """What a layer of the decoder gives, of the whole photo, before its norm."""
+    """What a layer gives, of the whole photo."""
 
-    name: str
     output: Tensor
     forget: Callable[[], None] = lambda: None
     on_disk: bool = False
+
+
+def _room(shape: tuple[int, int, int], like: Tensor, on_disk: bool) -> _Kept | None:
+    """Room for (C, H, W) of a photo; None where others have filled the disk since the work was planned."""
+    if not on_disk:
+        empty = torch.empty((1, *shape), dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+        return _Kept(empty)
+    try:
+        array = scratch_array((*shape[1:], shape[0]), like.dtype)
+    except OSError:
+        return None
+    return _Kept(array.tensor, array.forget, on_disk=True)
 
 
 Progress = Callable[[float], None]

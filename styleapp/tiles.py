@@ -6,7 +6,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -46,6 +46,7 @@ class Plan:
         room: bytes for outputs of layers of the decoder that are kept from one pass to the next, so that it goes on
             from there; only networks with norms inside take so many passes.
         disk: bytes on disk for those that the room is too small for.
+        keep_on_disk: the features too are kept there.
         tidy_above: bytes of this process above which freed memory is handed back before the next tile; None for
             never. What tiles of several shapes leave behind does not fit the next one, and adds up.
     """
@@ -54,6 +55,7 @@ class Plan:
     keep: bool = True
     room: int = 0
     disk: int = 0
+    keep_on_disk: bool = False
     tidy_above: int | None = None
 
     def covers(self, size: tuple[int, int]) -> bool:
@@ -83,8 +85,6 @@ def make_plan(
             fit into memory at all; the message says what is needed.
     """
     height, width = size
-    dtype_size = next(stylizer.parameters()).element_size()
-    features = stylizer.encoder.num_channels * dtype_size * math.ceil(height / 8) * math.ceil(width / 8)
     pixel = bytes_per_pixel(stylizer)
     halo = 8 * (halo_of(stylizer.encoder.radius) + halo_of(stylizer.decoder.radius))
     taken = 0
@@ -103,17 +103,14 @@ def make_plan(
                 f"tiles of {sides[1]}x{sides[0]} pixels take at least {_megabytes(needed)}, "
                 f"{_megabytes(available(device))} are free; take smaller ones, or --tile auto"
             )
-        keep = features <= free / 2
-        room, disk = _rooms(stylizer, size, free // 2 - keep * features, device)
-        return Plan(sides, keep, room, disk)
+        return replace(_keeping(stylizer, size, free // 2, device), tile=sides)
     if height * width * pixel <= free:
         return one_piece(size)
-    keep = features <= free / 2
-    room, disk = _rooms(stylizer, size, free // 2 - keep * features, device)
-    pixel += (
-        math.ceil(max(_kept(stylizer, size)) / (height * width)) if disk else 0
-    )  # mapped as long as a tile is at work
-    side = math.isqrt(max(0, int((free - keep * features - room) / pixel))) - 2 * halo
+    plan = _keeping(stylizer, size, free // 2, device)
+    in_memory = plan.room + (plan.keep and not plan.keep_on_disk) * feature_bytes(stylizer, size)
+    if plan.disk:  # of what lies there, a tile at work has its part in memory
+        pixel += math.ceil(max([feature_bytes(stylizer, size), *_kept(stylizer, size)]) / (height * width))
+    side = math.isqrt(max(0, int((free - in_memory) / pixel))) - 2 * halo
     if side < LEAST_TILE:
         needed = taken + (LEAST_TILE + 2 * halo) ** 2 * pixel
         raise OptionError(
@@ -123,14 +120,21 @@ def make_plan(
     sides = even(size, side)
     largest = (sides[0] + 2 * halo) * (sides[1] + 2 * halo) * pixel
     tidy_above = max(0, total - largest) if device.type == "cpu" and budget is not None else None
-    return Plan(sides, keep, room, disk, tidy_above)
+    return replace(plan, tile=sides, tidy_above=tidy_above)
 
 
-def _rooms(stylizer: Stylizer, size: tuple[int, int], most: int, device: torch.device) -> tuple[int, int]:
-    """What outputs that are kept take of so many bytes of memory, and may take on disk where that is too little."""
-    fitting = [both for both in _kept(stylizer, size) if both <= most]
-    on_disk = device.type == "cpu" and len(fitting) < len(_kept(stylizer, size))
-    return max(fitting, default=0), room_on_disk() if on_disk else 0
+def _keeping(stylizer: Stylizer, size: tuple[int, int], most: int, device: torch.device) -> Plan:
+    """What is kept in so many bytes of memory, and what on disk because that is too little; its tile is the photo."""
+    features, layers = feature_bytes(stylizer, size), _kept(stylizer, size)
+    keep = features <= most
+    fitting = [both for both in layers if both <= most - keep * features]
+    short = not keep or len(fitting) < len(layers)
+    disk = room_on_disk() if short and device.type == "cpu" else 0
+    on_disk = not keep and features <= disk
+    room = max(fitting, default=0)
+    return replace(
+        one_piece(size), keep=keep or on_disk, room=room, disk=disk - on_disk * features, keep_on_disk=on_disk
+    )
 
 
 def _kept(stylizer: Stylizer, size: tuple[int, int]) -> list[int]:
@@ -144,6 +148,12 @@ def _kept(stylizer: Stylizer, size: tuple[int, int]) -> list[int]:
 def goes_on(plan: Plan, stylizer: Stylizer, size: tuple[int, int]) -> bool:
     """Whether every pass over the norms inside the decoder can go on from where the one before it has ended."""
     return plan.covers(size) or max(_kept(stylizer, size), default=0) <= max(plan.room, plan.disk)
+
+
+def feature_bytes(stylizer: Stylizer, size: tuple[int, int]) -> int:
+    """What the features of a photo of this (height, width) take."""
+    rows, columns = cells_of(size)
+    return stylizer.encoder.num_channels * rows * columns * next(stylizer.parameters()).element_size()
 
 
 def layer_bytes(stylizer: Stylizer, name: str, size: tuple[int, int]) -> int:

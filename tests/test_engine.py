@@ -333,6 +333,9 @@ class TestPlan:
     def test_efdm_needs_all_features(self):
         with pytest.raises(OptionError, match="efdm needs all features"):
             render(NETWORK, picture(64, 64), [Layer(style(1))], Plan((32, 32), keep=False), matching=Matching("efdm"))
+        with pytest.raises(OptionError, match="raise --max-memory"):
+            on_disk = Plan((32, 32), keep_on_disk=True)
+            render(NETWORK, picture(64, 64), [Layer(style(1))], on_disk, matching=Matching("efdm"))
 
 
 class TestPipeline:
@@ -562,6 +565,37 @@ def test_disk_is_planned_for_what_there_is_no_room_for(monkeypatch):
     assert tight.disk == 10**12 and tight.room < enough
 
 
+@pytest.mark.parametrize("network", [NETWORK, CONDITIONAL])
+def test_features_on_disk_are_encoded_once(network, monkeypatch):
+    p = picture(120, 90)
+    layers = [Layer(long_code(1) if network.conditional else code(1))]
+    found, work = [], []
+    encode = type(network.encoder).features
+    monkeypatch.setattr(
+        type(network.encoder),
+        "features",
+        lambda self, x, names: work.append(names) or encode(self, x, names),
+    )
+    for more in ({}, {"keep_on_disk": True}):
+        work.clear()
+        found.append(render(network, p, layers, Plan((64, 48), room=10**9, **more)))
+        assert work == [["relu4_1"]] * 4
+    assert torch.equal(found[0].pixels, found[1].pixels)
+
+
+def test_features_are_planned_for_disk_where_memory_is_short(monkeypatch):
+    size, cpu = (1000, 2000), torch.device("cpu")
+    features = tiles.feature_bytes(NETWORK, size)
+    for free, kept in ((10**12, True), (features - 1, False)):
+        monkeypatch.setattr(tiles, "room_on_disk", lambda free=free: free)
+        plan = tiles._keeping(NETWORK, size, features - 1, cpu)
+        assert (plan.keep, plan.keep_on_disk) == (kept, kept) and not plan.room
+        assert plan.disk == free - kept * features
+    plan = tiles._keeping(NETWORK, size, features, cpu)
+    assert plan.keep and not plan.keep_on_disk and not plan.disk
+    assert not tiles._keeping(NETWORK, size, features - 1, torch.device("cuda")).keep
+
+
 def test_a_disk_that_has_filled_up_costs_time_alone(monkeypatch):
     p = picture(100, 90)
 
@@ -569,7 +603,8 @@ def test_a_disk_that_has_filled_up_costs_time_alone(monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("styleapp.engine.scratch_array", full)
-    tiled = render(CONDITIONAL, p, [Layer(long_code(1))], Plan((64, 48), disk=10**9))
+    plan = Plan((64, 48), disk=10**9, keep_on_disk=True)
+    tiled = render(CONDITIONAL, p, [Layer(long_code(1))], plan)
     assert difference(tiled, render(CONDITIONAL, p, [Layer(long_code(1))], whole(p))) <= 2e-4
 
 

@@ -17,6 +17,7 @@ from styleapp.files import Animation, read_image
 from styleapp.images import from_pil
 from styleapp.options import Options
 from styleapp.pipeline import StyleTransfer
+from styleapp.tiles import Plan
 from styleapp.training.cin import learn_code
 
 SIZE = {"style_size": 64}
@@ -342,7 +343,7 @@ class TestAuto:
         notes: list[str] = []
         transfer.stylize(photo, "great-wave", tile="32", note=notes.append)
         assert not notes
-        monkeypatch.setattr("styleapp.tiles._rooms", lambda *_: (0, 0))
+        monkeypatch.setattr("styleapp.tiles._keeping", lambda *_: Plan((0, 0), keep=False))
         transfer.stylize(photo, "great-wave", tile="32", norm="adain", style_size=64, note=notes.append)
         assert not notes
         transfer.stylize(photo, "great-wave", tile="32", note=notes.append)

@@ -214,8 +214,8 @@ def _after_tile(forget: Sequence[Callable[[], None]], progress: Progress, total:
 
     def done(w: Window) -> None:
         nonlocal worked
-        for each_of in forget:
-            each_of()
+        for hand_back in forget:
+            hand_back()
         worked += w.size[0] * w.size[1]
         progress(min(1.0, worked / total))
 

@@ -47,7 +47,7 @@ def bare(worker: Worker, photo: Path, runs: int = 8) -> list[float]:
     """Seconds of the network alone."""
     transfer = worker.transfer
     image = transfer.fit(photo, Options()).rgb.to(transfer.device, memory_format=torch.channels_last)
-    code = transfer.code(STYLE)
+    code = transfer.code(STYLE).to(transfer.device)
     times = []
     with torch.inference_mode():
         for _ in range(runs):

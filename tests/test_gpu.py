@@ -108,10 +108,11 @@ def test_two_runs_are_bit_identical():
     assert torch.equal(*runs)
 
 
-def test_a_batch_is_as_each_alone(tiny, tmp_path):
+@pytest.mark.parametrize("norm", ["adain", "cin"])
+def test_a_batch_is_as_each_alone(tiny, norm):
     photos = [tiny.fit(noise(64, 48, seed=i), Options(**SIZE)) for i in range(5)]
     styles = ["great-wave", "the-visit", "wheat-field", "great-wave", "the-visit"]
-    options = Options(**SIZE)
+    options = Options(norm=norm, **SIZE)
     assert tiny.fits_at_once(photos, options)
     for photo, style, found in zip(photos, styles, tiny.pictures(photos, styles, options), strict=True):
         alone = tiny.picture(photo, style, options)

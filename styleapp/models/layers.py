@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,10 @@ __all__ = [
     "UPSAMPLINGS",
     "ReflectConv2d",
     "corrected_conv2d",
-    "joined",
     "max_pool2x2",
     "padded",
     "reflect_conv2d",
+    "reflected",
     "upsampled_conv2d",
 ]
 
@@ -50,7 +50,7 @@ def reflect_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     if min(x.shape[-2:]) < 2:
         raise ValueError(f"reflection padding needs at least 2x2 pixels, got {x.shape[-2]}x{x.shape[-1]}")
     if _wants_gradient(x, weight):
-        return F.conv2d(joined(x) if x.is_cuda else F.pad(x, (1, 1, 1, 1), mode="reflect"), weight, bias)
+        return F.conv2d(reflected(x) if x.is_cuda else F.pad(x, (1, 1, 1, 1), mode="reflect"), weight, bias)
     if x.is_cuda:
         return F.conv2d(padded(x, "reflect"), weight, bias)
     return corrected_conv2d(x, weight, bias)
@@ -128,10 +128,27 @@ def padded(x: Tensor, mode: Literal["reflect", "replicate"]) -> Tensor:
     return y
 
 
-def joined(x: Tensor) -> Tensor:
-    """``F.pad(x, (1, 1, 1, 1), "reflect")`` whose gradient is the same in each run, which PyTorch's is not on a GPU."""
-    x = torch.cat([x[:, :, 1:2], x, x[:, :, -2:-1]], 2)
-    return torch.cat([x[..., 1:2], x, x[..., -2:-1]], 3)
+def reflected(x: Tensor) -> Tensor:
+    """:func:`padded` by reflection, whose gradient is the same in each run, which PyTorch's is not on a GPU."""
+    out: Tensor = _Reflected.apply(x)
+    return out
+
+
+class _Reflected(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+        return padded(x, "reflect")
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        """What the ring got goes to the pixels that it repeats. Autograd's own would walk through ten copies."""
+        inner = _empty(*grad.shape[:2], grad.shape[2] - 2, grad.shape[3] - 2, like=grad).copy_(grad[..., 1:-1, 1:-1])
+        for ring, row in ((0, 1), (-1, -2)):
+            inner[..., row, :] += grad[..., ring, 1:-1]
+            inner[..., row] += grad[..., 1:-1, ring]
+            for corner, column in ((0, 1), (-1, -2)):
+                inner[..., row, column] += grad[..., ring, corner]
+        return inner
 
 
 def _empty(*shape: int, like: Tensor) -> Tensor:

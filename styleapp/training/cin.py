@@ -165,10 +165,10 @@ class _Run(Run):
         super().__init__(encoder, self.model, options, device, groups)
         self.photos, self.further = photos, further
         self.stylizer = Stylizer(self.encoder, decoder, conditional=True, predictor=predictor)
-        self.loss = torch.compile(self._loss) if options.compile else self._loss
+        self.loss: Callable[..., Losses] = torch.compile(self._loss) if options.compile else self._loss
 
-    def losses(self) -> Losses:
-        """Of random crops, each in ``pairs`` random styles."""
+    def draw(self) -> tuple[Tensor | None, ...]:
+        """Random crops of photos and paintings, the rows of styles, and in what way each pair takes part."""
         o = self.options
         photo = self.photos.crops(o.batch_size, o.size, (0.5, 1.0)).to(memory_format=torch.channels_last)
         count = o.batch_size * o.pairs
@@ -177,9 +177,13 @@ class _Run(Run):
         predicted = 0 if self.further is None else int(count * o.further_share + torch.rand(()))
         rows = torch.randint(len(self.names), (count - predicted,)).to(self.device)
         if self.further is None or not predicted:
-            return self.loss(photo, rows, strength, motion)
+            return photo, rows, strength, motion, None
         painting = painting_crops(self.further, predicted, o.size, o.pattern_share)
-        return self.loss(photo, rows, strength, motion, painting.to(memory_format=torch.channels_last))
+        return photo, rows, strength, motion, painting.to(memory_format=torch.channels_last)
+
+    def losses(self, *batch: Tensor | None) -> Losses:
+        """Of each photo in ``pairs`` random styles."""
+        return self.loss(*batch)
 
     def _loss(
         self,

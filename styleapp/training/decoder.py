@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -76,10 +77,10 @@ class _Run(Run):
         self.decoder.to(device).to(memory_format=torch.channels_last)
         super().__init__(encoder, self.decoder, options, device)
         self.photos, self.paintings = photos, paintings
-        self.loss = torch.compile(self._loss) if options.compile else self._loss
+        self.loss: Callable[..., Losses] = torch.compile(self._loss) if options.compile else self._loss
 
-    def losses(self) -> Losses:
-        """Of random crops, each photo in the styles of ``pairs`` paintings."""
+    def draw(self) -> tuple[Tensor | None, ...]:
+        """Random crops of photos and paintings, and in what way each pair takes part."""
         o = self.options
         photo = self.photos.crops(o.batch_size, o.size, (0.3, 1.0)).to(memory_format=torch.channels_last)
         painting = painting_crops(self.paintings, o.batch_size, o.size, o.pattern_share).to(
@@ -90,7 +91,11 @@ class _Run(Run):
         mixed = torch.rand(count, 1, 1, 1) < o.mix_share
         weight = torch.where(mixed, torch.rand(count, 1, 1, 1), torch.zeros(()))
         motion = random_motion(o.size).to(self.device) if o.equivariance_weight else None
-        return self.loss(photo, painting, identity.to(self.device), weight.to(self.device), motion)
+        return photo, painting, identity.to(self.device), weight.to(self.device), motion
+
+    def losses(self, *batch: Tensor | None) -> Losses:
+        """Of each photo in the styles of ``pairs`` paintings."""
+        return self.loss(*batch)
 
     def state(self) -> dict[str, Tensor]:
         """Of the decoder."""

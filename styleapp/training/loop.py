@@ -85,14 +85,20 @@ class Run(ABC):
         self.network = network
         self.ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(options.ema))  # type: ignore[no-untyped-call]
         parameters = [{"params": list(network.parameters())}] if groups is None else list(groups)
-        self.optimizer = torch.optim.AdamW(parameters, lr=options.lr, weight_decay=1e-4)
+        cuda = device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(parameters, lr=options.lr, weight_decay=1e-4, fused=cuda)
+        self.beside = torch.cuda.Stream(device) if cuda else None
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.step = 0
         self.seconds = 0.0
 
     @abstractmethod
-    def losses(self) -> Losses:
-        """Of a random batch."""
+    def draw(self) -> tuple[Tensor | None, ...]:
+        """A random batch, on the device."""
+
+    @abstractmethod
+    def losses(self, *batch: Tensor | None) -> Losses:
+        """Of a batch of :meth:`draw`."""
 
     @abstractmethod
     def samples(self) -> Tensor:
@@ -107,12 +113,12 @@ class Run(ABC):
         return {}
 
     def train_step(self) -> Tensor:
-        """One step of the optimiser; the losses, on the CPU."""
+        """One step of the optimiser; the losses, (5,). Does not wait for a GPU."""
         o = self.options
         torch.manual_seed(o.seed * 1_000_003 + self.step)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * learning_rate(self.step, o)
-        losses = self.losses()
+        losses = self.losses(*self._drawn())
         self.optimizer.zero_grad()
         weights = (1.0, o.style_weight, o.identity_weight, o.grid_weight, o.equivariance_weight)
         total = torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)]).sum()
@@ -121,7 +127,20 @@ class Run(ABC):
         self.optimizer.step()
         self.ema.update_parameters(self.network)
         self.step += 1
-        return torch.stack(losses).detach().cpu()
+        return torch.stack(losses).detach()
+
+    def _drawn(self) -> tuple[Tensor | None, ...]:
+        """A batch. A GPU crops it while it still works on the step before, of which that part does not wait."""
+        if self.beside is None:
+            return self.draw()
+        with torch.cuda.stream(self.beside):
+            batch = self.draw()
+        main = torch.cuda.current_stream(self.device)
+        main.wait_stream(self.beside)
+        for tensor in batch:
+            if tensor is not None:
+                tensor.record_stream(main)
+        return batch
 
     def save(self, checkpoint: Path) -> None:
         """Everything that is needed to go on."""
@@ -194,7 +213,7 @@ def train(
 
         record(options=asdict(options), step=run.step, **about)
         logged = saved = sampled = time.monotonic()
-        logged_step, sums = run.step, torch.zeros(len(Losses._fields))
+        logged_step, sums = run.step, torch.zeros(len(Losses._fields), device=run.device)
         while run.step < options.steps and time.monotonic() - started < 60 * minutes:
             sums += run.train_step()
             now = time.monotonic()

@@ -8,10 +8,10 @@ from styleapp import options
 from styleapp.models.layers import (
     UPSAMPLINGS,
     ReflectConv2d,
-    joined,
     max_pool2x2,
     padded,
     reflect_conv2d,
+    reflected,
     upsampled_conv2d,
 )
 
@@ -133,8 +133,8 @@ def test_padding_whose_gradient_is_the_same_in_each_run():
     x = torch.randn(2, 3, 5, 7, dtype=torch.float64, requires_grad=True)
     outward = torch.randn(2, 3, 7, 9, dtype=torch.float64)
     wanted = F.pad(x, (1, 1, 1, 1), mode="reflect")
-    assert torch.equal(joined(x), wanted)
-    found, theirs = (torch.autograd.grad((y * outward).sum(), x)[0] for y in (joined(x), wanted))
+    assert torch.equal(reflected(x), wanted)
+    found, theirs = (torch.autograd.grad((y * outward).sum(), x)[0] for y in (reflected(x), wanted))
     assert torch.allclose(found, theirs, atol=1e-12)
 
 

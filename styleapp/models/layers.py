@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal
 
 import torch
@@ -81,15 +82,25 @@ def upsampled_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, mode
     n, _, height, width = x.shape
     out_channels = weight.shape[0]
     wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    taps = torch.tensor(UPSAMPLINGS[mode], dtype=wide.dtype, device=wide.device)
+    taps = _taps(mode, wide.dtype, wide.device)
     kernels = torch.einsum("pkr,qls,ocrs->pqockl", taps, taps, wide).flatten(0, 2).to(weight.dtype)
     y = F.conv2d(padded(x, "replicate"), kernels, None if bias is None else bias.repeat(4))
     out = _empty(n, out_channels, 2 * height, 2 * width, like=y)
+    places = out.permute(0, 2, 3, 1).view(n, height, 2, width, 2, out_channels)
+    if taps.shape[1] == 3:  # even and odd places see the same pixels
+        places.copy_(y.permute(0, 2, 3, 1).view(n, height, width, 2, 2, out_channels).transpose(2, 3))
+        return out
     for i, part in enumerate(y.split(out_channels, 1)):
-        row, column = divmod(i, 2)
-        top, left = (p * (3 - taps.shape[1]) for p in (row, column))  # of two pixels, odd places see the later ones
-        out[:, :, row::2, column::2] = part[:, :, top : top + height, left : left + width]
+        row, column = divmod(i, 2)  # of two pixels, odd places see the later ones
+        seen = part[:, :, row : row + height, column : column + width]
+        places[:, :, row, :, column] = seen.permute(0, 2, 3, 1)
     return out
+
+
+@functools.cache
+def _taps(mode: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """One of :data:`UPSAMPLINGS`. Kept, as a GPU is waited for whenever numbers are brought to it."""
+    return torch.tensor(UPSAMPLINGS[mode], dtype=dtype, device=device)
 
 
 def _bilinear_with_border(x: Tensor) -> Tensor:

@@ -97,8 +97,9 @@ def main() -> None:
         except OptionError:
             cluster, same_ray = None, None
     rate = 1 / statistics.median(before + after)
+    on = "" if args.device == "auto" else f"--device {args.device} "
     result = {
-        "command": f"python scripts/bench_batch.py --count {args.count}",
+        "command": f"python scripts/bench_batch.py {on}--count {args.count}",
         "machine": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "device": str(worker.transfer.device),

@@ -61,6 +61,24 @@ def speed() -> list[Row]:
     return [*rows, ("stock norms against torch.nn's", text, "python scripts/bench_norms.py")]
 
 
+def on_a_gpu() -> list[Row]:
+    gpu, folder = load("gpu"), load("gpu_batch")
+    name = gpu["machine"]["device"]
+    by = {(t["name"], t["size"]): t["median"] for t in gpu["timings"]}
+    sizes = (512, 1024, 2048)
+    command = f"styleapp bench --device cuda {' '.join(f'--size {size}' for size in sizes)} --runs 20 --stages --peers"
+    rows: list[Row] = []
+    whats = {"network": f"the AdaIN network, width {gpu['width']:g}", "stylize, cin": "`stylize` of a PIL image, CIN"}
+    for key, what in whats.items():
+        text = ", ".join(f"{1000 * by[key, size]:.1f} ms" for size in sizes)
+        rows.append((f"{name}, {gpu['precision']}: {what}, {', '.join(f'{s} × {s}' for s in sizes)}", text, command))
+    text = ", ".join(f"{peer['ratio']:.2f}" for peer in gpu["peers"] if peer["size"] in sizes) + " times as fast"
+    rows.append((f"{name}: `stylize`, AdaIN, against plain float32 PyTorch, the same sizes", text, command))
+    one = folder["one_process"]
+    text = f"{one['images_per_second']:.0f} photos/s, {one['of_bare']:.2f} of the bare network's, one at a time"
+    return [*rows, (f"{name}: a folder of JPEG, 512 × 512, in and out", text, folder["command"])]
+
+
 def fidelity() -> list[Row]:
     found = load("precision")
     what = f"tiles of {found['tile']} px against one piece, float32: largest difference in [0,1]"
@@ -122,7 +140,7 @@ def table() -> str:
         f"and {cin['config']['width']:g} (CIN); median of the runs."
     )
     lines = [about, "", "| what | measured | command |", "|---|---|---|"]
-    rows = [*speed(), *fidelity(), *losses(), *page()]
+    rows = [*speed(), *on_a_gpu(), *fidelity(), *losses(), *page()]
     return "\n".join([*lines, *(f"| {what} | {measured} | `{command}` |" for what, measured, command in rows)])
 
 

@@ -167,7 +167,7 @@ def render(
     forget.append(content.forget)
     norms = _Norms(stylizer, layers, content, matching, picture, strength)
 
-    last = stylizer.encoder.last
+    last, device = stylizer.encoder.last, next(stylizer.parameters()).device
     kept = dict(content.skips) if content.features is None else {**content.skips, last: content.features}
 
     def seen_of(w: Window, layers: Sequence[str]) -> dict[str, Tensor]:
@@ -186,23 +186,26 @@ def render(
         pixels = w.scaled(8, picture.size)
         shares = shares_of(w)
         covered = sum(shares[1:], shares[0])
-        image = unit(picture.pixels[pixels.index])
+        given = picture.pixels[pixels.index]
         if _everywhere(covered, 0):
-            result = image
-        else:
+            out[pixels.index] = quantized(unit(given), out.dtype)
+            return
 
-            def shown(x: Tensor) -> Tensor:
-                return x[..., : image.shape[-2], : image.shape[-1]].float().cpu()
+        def shown(x: Tensor) -> Tensor:
+            return x[..., : given.shape[-2], : given.shape[-1]].float()
 
-            result = shown(passes.decoded(w))
-            if not _everywhere(covered, 1):
-                outer = w.grown(halo_of(stylizer.decoder.radius), cells)
-                seen = seen_of(outer, [*stylizer.decoder.skips_between(None, None), last])
-                plain = stylizer.decoder(seen[last], skips=seen)
-                result += (1 - covered) * (image - shown(plain[passes.finer(w.within(outer), None).index]))
+        result = shown(passes.decoded(w))
+        if luma or not _everywhere(covered, 1):
+            image = unit(given.to(device))
+        if not _everywhere(covered, 1):
+            outer = w.grown(halo_of(stylizer.decoder.radius), cells)
+            seen = seen_of(outer, [*stylizer.decoder.skips_between(None, None), last])
+            plain = stylizer.decoder(seen[last], skips=seen)
+            lost = image - shown(plain[passes.finer(w.within(outer), None).index])
+            result += (1 - (covered.to(device) if isinstance(covered, Tensor) else covered)) * lost
         if luma:
             result = image + (brightness(result.clamp(0, 1)) - brightness(image))
-        out[pixels.index] = quantized(result, out.dtype)
+        out[pixels.index] = quantized(result, out.dtype).cpu()
 
     each(windows(cells, plan.tile), work, note, plan.tidy_above, done)
     return replace(picture, pixels=out)
@@ -355,7 +358,7 @@ class _Passes:
     def decoded(self, w: Window, until: str | None = None) -> Tensor:
         """A window through the norms and the decoder, to the input of the norm ``until``; to a picture without one."""
         after = self.after
-        outer = w.grown(halo_of(self.stylizer.decoder.radius_after(after)), self.cells)
+        outer = w.grown(halo_of(self.stylizer.decoder.radius_between(after, until)), self.cells)
         layers = self.stylizer.decoder.skips_between(after, until)
         if self.kept is None:
             last = self.stylizer.encoder.last
@@ -505,8 +508,8 @@ def _encode(stylizer: Stylizer, picture: Picture, w: Window, layers: Sequence[st
     cells = cells_of(picture.size)
     outer = w.grown(halo_of(max(map(encoder.radius_of, layers))), cells)
     device = next(stylizer.parameters()).device
-    crop = unit(picture.pixels[outer.scaled(8, picture.size).index])
-    features = encoder.features(crop.to(device).contiguous(memory_format=torch.channels_last), layers)
+    crop = unit(picture.pixels[outer.scaled(8, picture.size).index].to(device))  # a quarter of the bytes to bring there
+    features = encoder.features(crop.contiguous(memory_format=torch.channels_last), layers)
     found = zip(sorted(layers), features, strict=True)  # in network order
     return {name: f[_at(stylizer, name, w.within(outer), outer.size).index] for name, f in found}
 

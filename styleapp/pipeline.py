@@ -498,15 +498,15 @@ class StyleTransfer:
         result_bytes = count * picture.pixels.nbytes
         if isinstance(picture, LargePicture):  # of photo and result only the rows of a tile are mapped at a time
             result_bytes = min(2 * result_bytes, (budget or available(self.device)) // 8)
-        plan = make_plan(
+        return make_plan(
             stylizer,
             (picture.size[0] * count, picture.size[1]),
             self.device,
             tile=None if tile is None else int(tile),
             budget=budget,
             result_bytes=result_bytes,
+            keep=keep,
         )
-        return replace(plan, keep=plan.keep and keep)
 
     def _target(
         self,

@@ -71,6 +71,7 @@ def make_plan(
     tile: int | None = None,
     budget: int | None = None,
     result_bytes: int = 0,
+    keep: bool = True,
 ) -> Plan:
     """The largest tiles that fit.
 
@@ -79,6 +80,7 @@ def make_plan(
         tile: longest side of a tile; None for as large as memory allows.
         budget: bytes that this process may occupy in all; None for half of what is free.
         result_bytes: size of the result, which is still to be made.
+        keep: false where the features of the photo are not worth keeping.
 
     Raises:
         OptionError: if the budget is too small for the smallest tile, or the tile that is asked for does not
@@ -86,7 +88,6 @@ def make_plan(
     """
     height, width = size
     pixel = bytes_per_pixel(stylizer)
-    halo = 8 * (halo_of(stylizer.encoder.radius) + halo_of(stylizer.decoder.radius))
     taken = 0
     if device.type == "cpu":
         if budget is not None:
@@ -95,6 +96,9 @@ def make_plan(
         taken += result_bytes
     total = available(device) // 2 if budget is None else budget
     free = total - taken
+    plan = _keeping(stylizer, size, free // 2, device)
+    plan = replace(plan, keep=plan.keep and keep)
+    halo = 8 * _halo(stylizer, plan.keep)
     if tile is not None:
         sides = even(size, tile)
         needed = min(height, sides[0] + 2 * halo) * min(width, sides[1] + 2 * halo) * pixel // 2  # half is margin
@@ -103,10 +107,9 @@ def make_plan(
                 f"tiles of {sides[1]}x{sides[0]} pixels take at least {_megabytes(needed)}, "
                 f"{_megabytes(available(device))} are free; take smaller ones, or --tile auto"
             )
-        return replace(_keeping(stylizer, size, free // 2, device), tile=sides)
+        return replace(plan, tile=sides)
     if height * width * pixel <= free:
-        return one_piece(size)
-    plan = _keeping(stylizer, size, free // 2, device)
+        return replace(one_piece(size), keep=keep)
     in_memory = plan.room + (plan.keep and not plan.keep_on_disk) * feature_bytes(stylizer, size)
     if plan.disk:  # of what lies there, a tile at work has its part in memory
         pixel += math.ceil(max([feature_bytes(stylizer, size), *_kept(stylizer, size)]) / (height * width))
@@ -143,6 +146,20 @@ def _kept(stylizer: Stylizer, size: tuple[int, int]) -> list[int]:
         return []
     kept = [0, *(layer_bytes(stylizer, name, size) for name in stylizer.decoder.hidden)]
     return [sum(both) for both in itertools.pairwise(kept)]
+
+
+def _halo(stylizer: Stylizer, keep: bool) -> int:
+    """By how many features a window grows at each side, in the pass in which it grows most.
+
+    Where the features of the first pass are kept the later ones encode no more than the layers that the decoder sees
+    besides.
+    """
+    encoder, decoder = stylizer.encoder, stylizer.decoder
+    encoded, decoded = halo_of(encoder.radius), halo_of(decoder.radius)
+    if not keep:
+        return encoded + decoded
+    seen = [halo_of(encoder.radius_of(layer)) for layer in decoder.skips_between(None, None)]
+    return max(encoded, decoded + max(seen, default=0))
 
 
 def goes_on(plan: Plan, stylizer: Stylizer, size: tuple[int, int]) -> bool:

@@ -126,6 +126,22 @@ def test_radius_of_the_decoder(upsampling, radius):
     assert (int(rows[0]), int(rows[-1])) == (80 - decoder.radius, 87 + decoder.radius)
 
 
+@pytest.mark.parametrize("upsampling", ["nearest", "bilinear"])
+def test_radius_between_two_layers(upsampling):
+    """Change one element of each layer: what changes of each later one is just what lies within the radius."""
+    decoder = positive(Decoder(16, upsampling=upsampling))
+    channels, stride = {None: 16, **decoder.hidden}, {None: 8, **decoder.strides}
+    layers = list(channels)
+    for i, after in enumerate(layers):
+        x = torch.zeros(1, channels[after], 160 // stride[after], 160 // stride[after], dtype=torch.float64)
+        x[..., 80 // stride[after], 80 // stride[after]] = 1e6
+        for until in [*layers[i + 1 :], None]:
+            rows = decoder(x, after=after, until=until)[0, 0].any(1).nonzero().flatten()
+            pixels, radius = 1 if until is None else stride[until], decoder.radius_between(after, until)
+            found = pixels * int(rows[0]), pixels * int(rows[-1] + 1)
+            assert found == (80 - radius, 80 + stride[after] + radius)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     height=st.integers(16, 200),
@@ -315,10 +331,21 @@ class TestPlan:
         size = (4000, 4000)
         for budget in (120_000_000, 200_000_000, 400_000_000):
             plan = make_plan(NETWORK, size, torch.device("cpu"), budget=budget, result_bytes=48_000_000)
-            side = max(plan.tile) + 128
+            side = max(plan.tile) + 16 * tiles._halo(NETWORK, plan.keep)
             features = 16 * 4 * 500 * 500
             used = side**2 * tiles.bytes_per_pixel(NETWORK) + plan.keep * features + 48_000_000
             assert 0.2 * budget < used <= budget
+
+    def test_tiles_are_larger_where_features_are_kept(self, monkeypatch):
+        """As no window grows by what encoder and decoder see, one after the other."""
+        monkeypatch.setattr(tiles, "resident", lambda: 0)
+        monkeypatch.setattr(tiles, "room_on_disk", lambda: 0)
+        kept, again = (
+            make_plan(NETWORK, (2000, 2000), torch.device("cpu"), budget=200_000_000, keep=keep)
+            for keep in (True, False)
+        )
+        assert (kept.keep, again.keep) == (True, False)
+        assert kept.tile > again.tile
 
     def test_too_small_a_budget_says_what_is_needed(self):
         with pytest.raises(OptionError, match=r"too little memory for a photo of 4000x4000: \d+ MB are needed, --max"):

@@ -110,20 +110,19 @@ class Decoder(nn.Module):
     @property
     def radius(self) -> int:
         """How many pixels beside its own 8x8 a feature has a part in: Σ over 3x3 convolutions of their stride."""
-        return self.radius_after(None)
+        return self.radius_between(None, None)
 
-    def radius_after(self, name: str | None) -> int:
-        """The same of an element of the output of a convolution, beside its own pixels; of a feature for None.
+    def radius_between(self, after: str | None, until: str | None) -> int:
+        """The same of an element of the output of the convolution ``after``, in that of ``until``.
 
-        Behind bilinear upsampling it is the stride before it that counts: even and odd places see both neighbours.
+        A feature and the picture for None. Behind bilinear upsampling it is the stride before it that counts: even and
+        odd places see both neighbours.
         """
-        strides = self.strides
-        names = self.names if name is None else self.names[self.names.index(name) + 1 :]
-        radius, upsampled = 0, False
-        for n in names:
-            if n != "up":
-                radius += strides[n] * (2 if upsampled and self.upsampling == "bilinear" else 1)
-            upsampled = n == "up"
+        strides, radius, upsampled = self.strides, 0, False
+        for name in self._between(after, until):
+            if name != "up":
+                radius += strides[name] * (2 if upsampled and self.upsampling == "bilinear" else 1)
+            upsampled = name == "up"
         return radius
 
     @property
@@ -145,9 +144,11 @@ class Decoder(nn.Module):
 
     def skips_between(self, after: str | None, until: str | None) -> list[str]:
         """The layers of the encoder that come in behind the convolution ``after``, at ``until`` at the latest."""
-        names = self.names if after is None else self.names[self.names.index(after) + 1 :]
-        names = names if until is None else names[: names.index(until) + 1]
-        return [self.skips[name] for name in names if name in self.skips]
+        return [self.skips[name] for name in self._between(after, until) if name in self.skips]
+
+    def _between(self, after: str | None, until: str | None) -> list[str]:
+        first = 0 if after is None else self.names.index(after) + 1
+        return self.names[first:] if until is None else self.names[first : self.names.index(until) + 1]
 
     def forward(
         self,

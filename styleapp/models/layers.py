@@ -82,7 +82,8 @@ def upsampled_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, mode
     n, _, height, width = x.shape
     out_channels = weight.shape[0]
     wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    taps = _taps(mode, wide.dtype, wide.device)
+    kept = _taps.__wrapped__ if torch.compiler.is_compiling() else _taps
+    taps = kept(mode, wide.dtype, wide.device)
     kernels = torch.einsum("pkr,qls,ocrs->pqockl", taps, taps, wide).flatten(0, 2).to(weight.dtype)
     y = F.conv2d(padded(x, "replicate"), kernels, None if bias is None else bias.repeat(4))
     out = _empty(n, out_channels, 2 * height, 2 * width, like=y)

@@ -341,7 +341,7 @@ class TestPlan:
         monkeypatch.setattr(tiles, "resident", lambda: 0)
         monkeypatch.setattr(tiles, "room_on_disk", lambda: 0)
         kept, again = (
-            make_plan(NETWORK, (2000, 2000), torch.device("cpu"), budget=200_000_000, keep=keep)
+            make_plan(NETWORK, (2000, 2000), torch.device("cpu"), budget=120_000_000, keep=keep)
             for keep in (True, False)
         )
         assert (kept.keep, again.keep) == (True, False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -17,6 +17,7 @@ __all__ = [
     "padded",
     "reflect_conv2d",
     "reflected",
+    "subpixel_kernels",
     "upsampled_conv2d",
 ]
 
@@ -57,7 +58,13 @@ def reflect_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     return corrected_conv2d(x, weight, bias)
 
 
-def upsampled_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, mode: str = "nearest") -> Tensor:
+def upsampled_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    mode: str = "nearest",
+    kernels: Callable[[Tensor, str], Tensor] | None = None,
+) -> Tensor:
     """Convolve with a 3x3 kernel after upsampling to twice the size and repeating the border pixels.
 
     Equals ``F.conv2d(F.pad(F.interpolate(x, scale_factor=2, mode=mode), (1, 1, 1, 1), mode="replicate"), weight,
@@ -71,6 +78,7 @@ def upsampled_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, mode
         weight: (O, C, 3, 3).
         bias: (O,) or None.
         mode: one of :data:`UPSAMPLINGS`.
+        kernels: :func:`subpixel_kernels`, or what has kept them.
 
     Returns:
         (N, O, 2H, 2W).
@@ -81,14 +89,11 @@ def upsampled_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, mode
         return F.conv2d(_bilinear_with_border(x), weight, bias)
     n, _, height, width = x.shape
     out_channels = weight.shape[0]
-    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    kept = _taps.__wrapped__ if torch.compiler.is_compiling() else _taps
-    taps = kept(mode, wide.dtype, wide.device)
-    kernels = torch.einsum("pkr,qls,ocrs->pqockl", taps, taps, wide).flatten(0, 2).to(weight.dtype)
-    y = F.conv2d(padded(x, "replicate"), kernels, None if bias is None else bias.repeat(4))
+    parts = (kernels or subpixel_kernels)(weight, mode)
+    y = F.conv2d(padded(x, "replicate"), parts, None if bias is None else bias.repeat(4))
     out = _empty(n, out_channels, 2 * height, 2 * width, like=y)
     places = out.permute(0, 2, 3, 1).view(n, height, 2, width, 2, out_channels)
-    if taps.shape[1] == 3:  # even and odd places see the same pixels
+    if parts.shape[-1] == 3:  # even and odd places see the same pixels
         places.copy_(y.permute(0, 2, 3, 1).view(n, height, width, 2, 2, out_channels).transpose(2, 3))
         return out
     for i, part in enumerate(y.split(out_channels, 1)):
@@ -98,10 +103,11 @@ def upsampled_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, mode
     return out
 
 
-@functools.cache
-def _taps(mode: str, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """One of :data:`UPSAMPLINGS`. Kept, as a GPU is waited for whenever numbers are brought to it."""
-    return torch.tensor(UPSAMPLINGS[mode], dtype=dtype, device=device)
+def subpixel_kernels(weight: Tensor, mode: str) -> Tensor:
+    """The kernels for even and odd rows and columns behind upsampling, one after another: (4·O, C, k, k), k 2 or 3."""
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    taps = torch.tensor(UPSAMPLINGS[mode], dtype=wide.dtype, device=wide.device)
+    return torch.einsum("pkr,qls,ocrs->pqockl", taps, taps, wide).flatten(0, 2).to(weight.dtype)
 
 
 def _bilinear_with_border(x: Tensor) -> Tensor:
@@ -135,9 +141,17 @@ def padded(x: Tensor, mode: Literal["reflect", "replicate"]) -> Tensor:
     inner = 1 if mode == "reflect" else 0
     y = _empty(n, c, height + 2, width + 2, like=x)
     y[:, :, 1:-1, 1:-1] = x
-    y[:, :, 0, 1:-1], y[:, :, -1, 1:-1] = x[:, :, inner], x[:, :, -1 - inner]
-    y[..., 0], y[..., -1] = y[..., 1 + inner], y[..., -2 - inner]
+    y[:, :, :: height + 1, 1:-1] = _both(x, 2, inner)
+    y[..., :: width + 1] = _both(y, 3, 1 + inner)
     return y
+
+
+def _both(x: Tensor, dim: int, index: int) -> Tensor:
+    """What lies at ``index`` from the one end of a dimension and from the other; a view where it can be one."""
+    last = x.shape[dim] - 1 - index
+    if last > index:
+        return x[(slice(None),) * dim + (slice(index, last + 1, last - index),)]
+    return torch.cat([x.narrow(dim, index, 1), x.narrow(dim, last, 1)], dim)
 
 
 def reflected(x: Tensor) -> Tensor:
@@ -193,9 +207,21 @@ class ReflectConv2d(nn.Conv2d):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size=3)
+        self._kept: tuple[object, Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor, *, upsampling: str | None = None) -> Tensor:
         """(N, C, H, W) to (N, O, H, W), or (N, O, 2H, 2W) where upsampling comes first."""
         if upsampling is None:
             return reflect_conv2d(x, self.weight, self.bias)
-        return upsampled_conv2d(x, self.weight, self.bias, upsampling)
+        return upsampled_conv2d(x, self.weight, self.bias, upsampling, self._kernels)
+
+    def _kernels(self, weight: Tensor, mode: str) -> Tensor:
+        """:func:`subpixel_kernels`, made once for a weight: a GPU would wait for them in each picture."""
+        if torch.compiler.is_compiling() or weight.is_inference():
+            return subpixel_kernels(weight, mode)
+        which = mode, weight.data_ptr(), weight._version
+        kept = self._kept
+        if kept is None or kept[0] != which:
+            # The weight is kept too, so that no other one can have its place in memory.
+            kept = self._kept = which, subpixel_kernels(weight.detach(), mode), weight.detach()
+        return kept[1]

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -54,6 +56,31 @@ def test_upsampling_first(batch, height, width, bias, channels_last, mode):
     assert torch.allclose(found, wanted, atol=1e-12)
     assert height == width == 1 or found.is_contiguous(memory_format=layout)  # a single pixel has either layout
     assert torch.allclose(upsampled_conv2d(x, w.requires_grad_(), b, mode), wanted, atol=1e-12)
+
+
+def test_kernels_are_kept_for_one_weight_only():
+    torch.manual_seed(0)
+    layer, x = ReflectConv2d(3, 4).requires_grad_(False), torch.randn(1, 3, 5, 6)
+
+    def is_right():
+        wanted = after_upsampling(x, layer.weight, layer.bias, "bilinear")
+        return torch.allclose(layer(x, upsampling="bilinear"), wanted, atol=1e-5)
+
+    assert is_right() and is_right()
+    layer.weight.mul_(2)  # in place, as optimisers and load_state_dict do
+    assert is_right()
+    for _ in range(3):  # another tensor, as .to() does, perhaps in the place of one of before
+        layer.weight.data = torch.randn_like(layer.weight)
+        layer.weight.data = torch.randn_like(layer.weight)
+        assert is_right()
+    other = copy.deepcopy(layer)
+    other.weight.mul_(3)
+    assert is_right() and torch.allclose(
+        other(x, upsampling="nearest"), after_upsampling(x, other.weight, other.bias, "nearest"), atol=1e-5
+    )
+    with torch.inference_mode():
+        assert is_right()
+    assert layer.double()(x.double(), upsampling="bilinear").dtype == torch.float64
 
 
 def test_border_of_nearest_upsampling_may_as_well_be_reflected():

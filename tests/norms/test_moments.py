@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from styleapp.norms import Moments, merge, moments, weighted_moments
+from styleapp.norms.moments import _single_pass_moments
 
 
 @given(
@@ -40,16 +41,17 @@ def test_statistics_of_half_precision_are_float32(dtype):
     assert m.var.item() == 512**2
 
 
+@pytest.mark.parametrize("way", [moments, lambda x: _single_pass_moments(x, (2, 3))], ids=["cpu", "gpu"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("shape", [(1, 3, 300, 257), (2, 5, 8, 8), (3, 1, 1, 1), (1, 2, 3, 70_000), (1, 4, 1_000, 40)])
-def test_half_precision_equals_float64(shape, dtype, layout):
+def test_half_precision_equals_float64(shape, dtype, layout, way):
     """With large means, in both memory formats, whole and cut out of a larger tensor."""
     x = torch.randn(*shape) * 2 + 50 * torch.rand(shape[0], shape[1], 1, 1)
     x = x.to(dtype).contiguous(memory_format=layout)
     for part in (x, x[..., 1:-1, 2:-1]) if shape[2] > 2 else (x,):
         with torch.inference_mode():
-            m = moments(part)
+            m = way(part)
         wide = part.double()
         assert m.mean.dtype == m.var.dtype == torch.float32
         assert m.mean.shape == m.var.shape == (*shape[:2], 1, 1)

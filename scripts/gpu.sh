@@ -29,7 +29,7 @@ else
     TRAIN=("${COMMON[@]}" --width 1 --steps "${STEPS:-60000}" --lr 5e-4 --warmup 200 --equivariance-weight 5 --pattern-share 0.1)
     CIN=("${COMMON[@]}" --width 0.75 --steps "${STEPS:-30000}" --lr 5e-4 --code-lr 2e-3 --predictor-lr 3e-4 --warmup 100 --ema 0.998
         --equivariance-weight 18 --style-weight 10 --further-share 0.75 --pattern-share 0.1)
-    IN=("${COMMON[@]}" --width 0.75 --steps "${STEPS:-10000}" --lr 4e-4 --equivariance-weight 24)
+    IN=("${COMMON[@]}" --pairs 1 --width 0.75 --steps "${STEPS:-10000}" --lr 4e-4 --equivariance-weight 24)
     ABLATION=(--steps 10000 --size 256)
     INIT_TRAIN=(--init weights/adain_decoder.safetensors) INIT_CIN=(--init weights/cin.safetensors)
     SIZES=(256 512 1024 2048) RUNS_TIMED=20 EVAL=512

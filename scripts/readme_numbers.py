@@ -68,7 +68,10 @@ def on_a_gpu() -> list[Row]:
     sizes = (512, 1024, 2048)
     command = f"styleapp bench --device cuda {' '.join(f'--size {size}' for size in sizes)} --runs 20 --stages --peers"
     rows: list[Row] = []
-    whats = {"network": f"the AdaIN network, widened to width {gpu['width']:g}", "stylize, cin": "`stylize` of a PIL image, CIN"}
+    whats = {
+        "network": f"the AdaIN network, widened to width {gpu['width']:g}",
+        "stylize, cin": "`stylize` of a PIL image, CIN",
+    }
     for key, what in whats.items():
         text = ", ".join(f"{1000 * by[key, size]:.1f} ms" for size in sizes)
         rows.append((f"{name}, {gpu['precision']}: {what}, {', '.join(f'{s} × {s}' for s in sizes)}", text, command))

@@ -112,7 +112,7 @@ class Load:
                 begin = time.monotonic()
                 try:
                     kind = self.request(http, data, draw.choice(["great-wave", "wheat-field", "the-visit"]), bad)
-                except (httpx.HTTPError, ValueError, KeyError, IndexError) as error:
+                except Exception as error:  # a client that dies would leave the others more of the server
                     kind = "wrong"
                     self.wrong.append(f"{type(error).__name__}: {error}"[:200])
                 with self.lock:
@@ -130,8 +130,8 @@ class Load:
         if answer.status_code == 503:
             return "queue full"
         lines = http.get(f"/gradio_api/call/stylize/{answer.json()['event_id']}").text.splitlines()
-        if "event: complete" in lines:
-            result = json.loads(next(line for line in lines if line.startswith("data: "))[6:])[0]
+        if "event: complete" in lines:  # after heartbeats, where the wait was long: events too, whose data is null
+            result = json.loads(lines[lines.index("event: complete") + 1].removeprefix("data: "))[0]
             received = http.get(result["url"])
             fine = not bad and Image.open(io.BytesIO(received.content)).format == "PNG"
             return "done" if fine else self.note("a bad file was accepted" if bad else "no picture came back")

@@ -176,7 +176,7 @@ class Stylizer(nn.Module):
 
         # The best of a few tried: more style weight costs content, less damping lets bfloat16 find another code.
         # Codes are kept on disk by the version of StyleApp: change these only with it.
-        return refined(self, found, seen, probe, steps=refine, lr=0.1, style_weight=2.0, damping=4.0, progress=told)
+        return refined(self, found, seen, probe, steps=refine, lr=0.115, style_weight=2.0, damping=6.0, progress=told)
 
     def encode(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Features of the last layer, and those of the layers that the decoder sees besides, by their names."""

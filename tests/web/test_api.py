@@ -150,7 +150,7 @@ def test_plain_http(url, photo, transfer):
         event = http.post("/gradio_api/call/stylize", json={"data": data}).json()["event_id"]
         lines = http.get(f"/gradio_api/call/stylize/{event}").text.splitlines()
         assert "event: complete" in lines
-        result = json.loads(next(line for line in lines if line.startswith("data: "))[6:])[0]
+        result = json.loads(lines[lines.index("event: complete") + 1].removeprefix("data: "))[0]
         received = http.get(result["url"]).content
 
     wanted = np.asarray(transfer.stylize(photo, "great-wave", style_size=64))

@@ -66,7 +66,7 @@ def stylize_tab(service: Service, page: gr.Blocks) -> None:
                 buttons=["fullscreen"],
                 elem_id="result",
             )
-            status = gr.Markdown("Drop a photo on the left, pick a style, press Stylize.", elem_id="status")
+            status = gr.Markdown("Drop a photo, pick a style, press Stylize.", elem_id="status")
             with gr.Row():
                 button = gr.Button("Stylize", variant="primary", size="lg", scale=3)
                 cancel = gr.Button("Cancel", size="lg", scale=1)

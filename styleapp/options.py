@@ -207,12 +207,14 @@ class DecoderOptions(TrainOptions):
     Attributes:
         mix_share: share of samples whose code is a random mix of two paintings'.
         pattern_share: share of paintings that are drawn by us.
+        colour_share: share of the others whose colours are changed at random.
         norm: a norm after each hidden convolution of the decoder: none, which is best, or for comparison bn, in, ln,
             gn:G or switchable.
     """
 
     mix_share: float = 0.15
     pattern_share: float = 0.05
+    colour_share: float = 1.0
     norm: str = "none"
 
     def __post_init__(self) -> None:

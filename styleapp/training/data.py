@@ -66,7 +66,7 @@ class ImagePool:
 
     def crops(self, count: int, size: int, scale: tuple[float, float]) -> Tensor:
         """(count, 3, size, size) in [0,1]: random images, random squares of ``scale`` times the short side."""
-        out = []
+        out = [torch.empty(0, 3, size, size, device=self.images[0].device)]
         for index in torch.randint(len(self.images), (count,)).tolist():
             image = self.images[index]
             height, width = image.shape[-2:]
@@ -96,19 +96,27 @@ def colour_augmentation(batch: Tensor, groups: int = 4) -> Tensor:
     return torch.cat([_COLOUR(part) for part in batch.chunk(groups)])
 
 
-def painting_crops(pool: ImagePool, count: int, size: int, pattern_share: float = 0.0) -> Tensor:
-    """(count, 3, size, size) in [0,1]: crops of paintings in random colours; ``pattern_share`` of them drawn by us."""
+def painting_crops(
+    pool: ImagePool, count: int, size: int, pattern_share: float = 0.0, colour_share: float = 1.0
+) -> Tensor:
+    """(count, 3, size, size) in [0,1]: crops of paintings, ``colour_share`` of them in random colours.
+
+    ``pattern_share`` of them are no paintings but drawn by us.
+    """
     drawn = int((torch.rand(count) < pattern_share).sum())
-    crops = colour_augmentation(pool.crops(count - drawn, size, (0.3, 1.0))) if drawn < count else None
-    parts = [] if crops is None else [crops]
-    return torch.cat([*parts, patterns(drawn, size, pool.images[0].device)] if drawn else parts)
+    crops = pool.crops(count - drawn, size, (0.3, 1.0))
+    changed = torch.rand(len(crops)) < colour_share
+    if changed.any():
+        crops[changed] = colour_augmentation(crops[changed])
+    return torch.cat([crops, patterns(drawn, size, crops.device)]) if drawn else crops
 
 
 def patterns(count: int, size: int, device: torch.device | str = "cpu") -> Tensor:
     """(count, 3, size, size) in [0,1]: stripes, checks, rings, cells, noise and curls in random palettes."""
     axis = torch.linspace(-1, 1, size, device=device)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
-    return torch.cat([_palette(_field(kind, x, y)) for kind in torch.randint(6, (count,)).tolist()])
+    drawn = [_palette(_field(kind, x, y)) for kind in torch.randint(6, (count,)).tolist()]
+    return torch.cat([torch.empty(0, 3, size, size, device=device), *drawn])
 
 
 def _field(kind: int, x: Tensor, y: Tensor) -> Tensor:

@@ -83,9 +83,8 @@ class _Run(Run):
         """Random crops of photos and paintings, and in what way each pair takes part."""
         o = self.options
         photo = self.photos.crops(o.batch_size, o.size, (0.3, 1.0)).to(memory_format=torch.channels_last)
-        painting = painting_crops(self.paintings, o.batch_size, o.size, o.pattern_share).to(
-            memory_format=torch.channels_last
-        )
+        painting = painting_crops(self.paintings, o.batch_size, o.size, o.pattern_share, o.colour_share)
+        painting = painting.to(memory_format=torch.channels_last)
         count = o.batch_size * o.pairs
         identity = torch.rand(count, 1, 1, 1) < o.identity_share
         mixed = torch.rand(count, 1, 1, 1) < o.mix_share

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from styleapp.errors import ImageError, OptionError, WeightsError
 from styleapp.models import Decoder, Encoder
 from styleapp.options import DecoderOptions
-from styleapp.training.data import ImagePool, colour_augmentation, patterns
+from styleapp.training.data import ImagePool, colour_augmentation, painting_crops, patterns
 from styleapp.training.decoder import train_decoder
 from styleapp.training.loop import learning_rate
 
@@ -156,6 +156,17 @@ class TestData:
         for _ in range(10):
             batch = colour_augmentation(pool.crops(5, 24, (0.5, 1.0)))
             assert batch.shape == (5, 3, 24, 24) and batch.min() >= 0 and batch.max() <= 1
+
+    def test_shares_of_colours_and_patterns(self, folders, monkeypatch):
+        pool = ImagePool(folders[1])
+        monkeypatch.setattr("styleapp.training.data.colour_augmentation", lambda batch: batch + 10)
+        monkeypatch.setattr("styleapp.training.data.patterns", lambda n, size, _: torch.full((n, 3, size, size), 20))
+        for pattern, colour, wanted in ((0, 0, 0), (0, 1, 10), (1, 0, 20)):
+            crops = painting_crops(pool, 6, 24, pattern, colour)
+            assert crops.shape == (6, 3, 24, 24)
+            assert ((crops >= wanted) & (crops <= wanted + 1)).all()
+        kinds = (painting_crops(pool, 400, 8, 0.2, 0.5).amax((1, 2, 3)) // 9).long().bincount()
+        assert (kinds - torch.tensor([160, 160, 80])).abs().max() < 50
 
     def test_patterns_are_pictures(self):
         drawn = patterns(40, 48)

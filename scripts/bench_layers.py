@@ -36,7 +36,9 @@ def with_own_pad(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     return F.conv2d(padded(x, "reflect"), weight, bias)
 
 
-def upsampled_first(x: Tensor, weight: Tensor, bias: Tensor | None = None, mode: str = "nearest") -> Tensor:
+def upsampled_first(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, mode: str = "nearest", kernels: object = None
+) -> Tensor:
     return F.conv2d(F.pad(F.interpolate(x, scale_factor=2.0, mode=mode), (1, 1, 1, 1), mode="replicate"), weight, bias)
 
 

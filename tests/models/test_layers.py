@@ -1,5 +1,6 @@
 import copy
 
+import bench_layers
 import pytest
 import torch
 from hypothesis import given, settings
@@ -175,3 +176,21 @@ def test_pooling_is_that_of_torch(size, layout, dtype):
     with torch.inference_mode():
         found = max_pool2x2(x)
     assert torch.equal(found, wanted) and found.is_contiguous(memory_format=layout)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("upsampling", [None, *UPSAMPLINGS])
+def test_what_the_benchmark_of_layers_compares_is_the_same(upsampling, monkeypatch):
+    layer, x = ReflectConv2d(3, 4), torch.rand(1, 3, 9, 10)
+    wanted = layer(x, upsampling=upsampling)
+    function, ways = (
+        ("reflect_conv2d", bench_layers.REFLECTING)
+        if upsampling is None
+        else (
+            "upsampled_conv2d",
+            bench_layers.UPSAMPLING,
+        )
+    )
+    for way in ways.values():
+        monkeypatch.setattr(f"styleapp.models.layers.{function}", way)
+        torch.testing.assert_close(layer(x, upsampling=upsampling), wanted)

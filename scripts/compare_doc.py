@@ -110,7 +110,7 @@ def page(d: dict[str, Any], sweep: Comparison) -> str:
     return f"""# IN, CIN and AdaIN compared
 
 Made by `python scripts/compare_doc.py` from the shipped weights and [benchmarks/compare.json](../benchmarks/compare.json)
-(`{d["command"]}`). The networks are provisional ([model cards](../weights/README.md)): decoders with {widths()} of the paper's channels, trained on a CPU.
+(`{d["command"]}`). The networks are provisional ([model cards](../weights/README.md)): decoders with {widths()} of the paper's channels.
 
 ![Three styles by five methods](images/compare.jpg)
 

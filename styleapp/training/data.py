@@ -105,9 +105,8 @@ def painting_crops(
     """
     drawn = int((torch.rand(count) < pattern_share).sum())
     crops = pool.crops(count - drawn, size, (0.3, 1.0))
-    changed = torch.rand(len(crops)) < colour_share
-    if changed.any():
-        crops[changed] = colour_augmentation(crops[changed])
+    changed = torch.rand(len(crops), 1, 1, 1) < colour_share
+    crops = torch.where(changed.to(crops.device), colour_augmentation(crops), crops)
     return torch.cat([crops, patterns(drawn, size, crops.device)]) if drawn else crops
 
 

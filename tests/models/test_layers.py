@@ -183,14 +183,9 @@ def test_pooling_is_that_of_torch(size, layout, dtype):
 def test_what_the_benchmark_of_layers_compares_is_the_same(upsampling, monkeypatch):
     layer, x = ReflectConv2d(3, 4), torch.rand(1, 3, 9, 10)
     wanted = layer(x, upsampling=upsampling)
-    function, ways = (
-        ("reflect_conv2d", bench_layers.REFLECTING)
-        if upsampling is None
-        else (
-            "upsampled_conv2d",
-            bench_layers.UPSAMPLING,
-        )
-    )
+    function, ways = "upsampled_conv2d", bench_layers.UPSAMPLING
+    if upsampling is None:
+        function, ways = "reflect_conv2d", bench_layers.REFLECTING
     for way in ways.values():
         monkeypatch.setattr(f"styleapp.models.layers.{function}", way)
         torch.testing.assert_close(layer(x, upsampling=upsampling), wanted)

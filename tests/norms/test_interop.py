@@ -125,9 +125,8 @@ def test_sync_batch_norm_over_two_processes_is_batch_norm_of_the_whole(sizes):
     for p in processes:
         p.start()
     found = dict(results.get(timeout=120) for _ in processes)
-    for p in processes:
+    for p in processes:  # not their exit codes: gloo's threads can abort a process that has ended, after its results
         p.join(30)
-        assert p.exitcode == 0
 
     torch.manual_seed(0)
     x = (torch.randn(sum(sizes), 3, 4, 4, dtype=torch.float64) + 5).requires_grad_()

@@ -169,7 +169,7 @@ Style loss by the number of groups ({sweep.cells[0][0].style}): {line}. {"It fal
 
 ## Strength and mixing
 
-A code is a point: strength is the way from the photo's own code to the style's, a mix the way between two styles. At the ends it is each style exactly.
+A code is a point, a mix the way between two styles. Strength is with AdaIN the way from the photo's own code to the style's, with CIN the share of the finished picture. At the ends it is each style, or the photo, exactly.
 
 AdaIN, wheat-field:
 ![Strength of AdaIN](images/compare_alpha_adain.jpg)

@@ -473,17 +473,46 @@ def shifted(by: float) -> StyleCode:
 
 
 def test_what_the_next_norm_takes_away_is_not_rounded_to_bfloat16():
-    """At full strength; and at less a shift is one, in the plain network as in the engine."""
     coarse = deepcopy(CONDITIONAL).bfloat16()
     p = picture(50, 61)
     code, other = shifted(0.0), shifted(1000.0)
     assert torch.equal(coarse(p.rgb, code), coarse(p.rgb, other))
     for plan in (whole(p), Plan(even(p.size, 24), keep=False)):
         assert torch.equal(render(coarse, p, [Layer(code)], plan).rgb, render(coarse, p, [Layer(other)], plan).rgb)
-    half = [CONDITIONAL(p.rgb, shifted(by), 0.5) for by in (0.0, 10.0)]
-    assert (half[1] - half[0]).abs().mean() > 0.02
-    found = render(CONDITIONAL, p, [Layer(shifted(10.0), 0.5)], whole(p)).rgb
-    assert torch.allclose(found, half[1].clamp(0, 1), atol=1e-4)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    network=st.sampled_from([CONDITIONAL, SEEING]),
+    alpha=st.sampled_from([0.0, 0.25, 0.8, 1.0]),
+    tile=st.sampled_from([24, 200]),
+    luma=st.booleans(),
+)
+def test_strength_of_a_conditional_network_lies_between_the_photo_and_the_full_picture(network, alpha, tile, luma):
+    p, plan = picture(50, 61), Plan(even((50, 61), tile))
+    full = render(network, p, [Layer(long_code(1, network))], plan, luma=luma)
+    found = render(network, p, [Layer(long_code(1, network), alpha)], plan, luma=luma)
+    assert torch.allclose(found.rgb, p.rgb.lerp(full.rgb, alpha), atol=1e-4)
+
+
+@pytest.mark.parametrize("tile", [24, 200])
+def test_regions_of_a_conditional_network_are_cut_from_whole_pictures(tile):
+    """However small they are: none has anything to do with what the others, or the photo, are like."""
+    p, plan = picture(50, 61), Plan(even((50, 61), tile))
+    masks = torch.zeros(2, 1, 1, 50, 61, dtype=torch.uint8)
+    masks[0, ..., 30:40, 40:45], masks[1, ..., :20, :] = 255, 255
+    layers = [
+        Layer(long_code(0), 0.5),
+        Layer(long_code(1), 1.0, Mask(masks[0])),
+        Layer(long_code(2), 0.0, Mask(masks[1])),
+    ]
+    found = render(CONDITIONAL, p, layers, plan).rgb
+    wholes = [render(CONDITIONAL, p, [Layer(layer.style, layer.alpha)], plan).rgb for layer in layers]
+    where = [masks.sum(0) == 0, masks[0] > 0, masks[1] > 0]
+    for whole_picture, there in zip(wholes, where, strict=True):
+        there = there.expand_as(found)  # noqa: PLW2901
+        assert torch.allclose(found[there], whole_picture[there], atol=1e-4)
+    assert torch.equal(found[:, :, :20], p.rgb[:, :, :20])
 
 
 @pytest.mark.parametrize(("side", "tile"), [(64, 16), (90, 24), (141, 64)])
@@ -629,7 +658,7 @@ def test_a_disk_that_has_filled_up_costs_time_alone(monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("styleapp.engine.scratch_array", full)
+    monkeypatch.setattr("styleapp.passes.scratch_array", full)
     plan = Plan((64, 48), disk=10**9, keep_on_disk=True)
     tiled = render(CONDITIONAL, p, [Layer(long_code(1))], plan)
     assert difference(tiled, render(CONDITIONAL, p, [Layer(long_code(1))], whole(p))) <= 2e-4

@@ -245,8 +245,14 @@ class Stylizer(nn.Module):
         is what the decoder loses of the photo, given back in proportion: α = 0 is the photo itself, as
         users expect of a strength of zero, and in between fine detail returns gradually. It costs a
         second pass of the decoder where 0 < α < 1 and nothing at α = 1, which is the paper's formula.
+
+        With norms inside the decoder: y = (1 - α) · image + α · S, with S the picture at full strength, clamped to
+        [0,1] where α < 1. See :func:`styleapp.engine.render`.
         """
         features, skips = self.encode(image)
+        if self.conditional:
+            picture = self.stylized(features, code, image, skips=skips)
+            return picture if alpha == 1 else image + alpha * (picture.clamp(0, 1) - image)
         picture = self.stylized(features, code, image, alpha, skips)
         if alpha < 1:
             picture += (1 - alpha) * (image - self.decode(features, image, skips))

@@ -84,8 +84,8 @@ def test_frames_are_the_engines(transfer, tmp_path):
     found, _ = read(tmp_path / "b.mkv")
     for a, b in zip(decoded, found, strict=True):
         wanted = transfer.picture(from_pil(_image(a)), "great-wave", OPTIONS)
-        difference = np.abs(b - (wanted.rgb[0].permute(1, 2, 0).numpy() * 255))
-        assert difference.mean() < 8  # 4:2:0 on a random network's colours
+        blocks = [x.reshape(32, 2, 32, 2, 3).mean((1, 3)) for x in (b, wanted.rgb[0].permute(1, 2, 0).numpy() * 255)]
+        assert np.abs(blocks[0] - blocks[1]).mean() < 6  # 4:2:0 has one colour for four pixels
 
 
 def _image(array: np.ndarray):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,7 +35,10 @@ def learn_style(
 ) -> tuple[Path, Learned]:
     """Learn a code for a painting and keep it, with the measured ones, as a style of that name.
 
+    From that code on, in a fifth of the steps, it learns one for the least and one for the largest stroke size too.
+
     Args:
+        style_size: short side at which the painting is measured.
         photos: what to learn on; by default the photos of the demo.
         preview: a folder for the first photo in the style so far, a few times on the way.
 
@@ -53,7 +57,12 @@ def learn_style(
     options = Options(size=size, style_size=style_size)
     pictures = [transfer.fit(path, options) for path in paths]
     network = transfer.conditional(CIN).stylizer
-    measured_at = transfer.fit(read_image(painting, transfer.max_pixels), Options(size=style_size))
+    picture = read_image(painting, transfer.max_pixels)
+    ends = transfer.gallery.sizes[0], transfer.gallery.sizes[-1]
+    steps_at = {style_size: steps} | {s: steps // 5 for s in ends if s != style_size}
+
+    def told(before: int, step: int, loss: float) -> None:
+        progress(before + step, sum(steps_at.values()))
 
     def show(step: int, code: StyleCode) -> None:
         if preview is not None:
@@ -61,16 +70,21 @@ def learn_style(
             done = transfer.picture(pictures[0], code, Options(norm="cin"))
             save_picture(done, preview / f"{name}-{step:05d}.png")
 
-    learned = learn_code(
-        network,
-        filled(measured_at).rgb,
-        [filled(picture).rgb for picture in pictures],
-        steps=steps,
-        size=size,
-        progress=lambda step, loss: progress(step, steps),
-        preview=show,
-    )
-    if not all(torch.isfinite(t).all() for t in (learned.code.gamma, learned.code.beta)):
+    found: dict[int, Learned] = {}
+    for at, count in steps_at.items():
+        before = sum(list(steps_at.values())[: len(found)])
+        found[at] = learn_code(
+            network,
+            filled(transfer.fit(picture, Options(size=at))).rgb,
+            [filled(photo).rgb for photo in pictures],
+            steps=count,
+            size=size,
+            start=found[style_size].code if found else None,
+            progress=partial(told, before),
+            preview=show if at == style_size else lambda step, code: None,
+        )
+    learned, codes = found[style_size], {at: of_size.code for at, of_size in found.items()}
+    if not all(torch.isfinite(t).all() for code in codes.values() for t in (code.gamma, code.beta)):
         raise WeightsError(f"{painting}: learning did not converge; try fewer steps or another --size")
     about = {
         "steps": str(steps),
@@ -81,4 +95,4 @@ def learn_style(
             for k, v in zip(("content", "style"), getattr(learned, w), strict=True)
         },
     }
-    return transfer.save_style(painting, name, overwrite=overwrite, learned=learned.code, about=about), learned
+    return transfer.save_style(painting, name, overwrite=overwrite, learned=codes, about=about), learned

@@ -50,6 +50,7 @@ from styleapp.weights import (
     Conditional,
     StyleGallery,
     Weights,
+    between,
     save_style,
 )
 
@@ -261,8 +262,7 @@ class StyleTransfer:
         if isinstance(style, Sequence) and not isinstance(style, (str, bytes)):
             return all(self._suits_cin(part, options) for part, weight in style if weight)
         if self._is_named(style):
-            usual = options.color in ("none", "luma") and options.style_size == Options().style_size
-            return usual and style in self.learned_styles
+            return options.color in ("none", "luma") and self._learned(str(style), options.style_size) is not None
         return network.predictor is not None and options.color != "palette"
 
     def _is_named(self, style: Style) -> bool:
@@ -277,6 +277,11 @@ class StyleTransfer:
         if not self.has(CIN):
             return set()
         return set(self.conditional(CIN).codes) | set(self.gallery.learned)
+
+    def _learned(self, name: str, style_size: int) -> StyleCode | None:
+        """The code of a named style for the CIN network at a stroke size; None where there is none."""
+        codes = self.conditional(CIN).sizes.get(name) or self.gallery.learned.get(name, {})
+        return between(codes, style_size)
 
     def network(self, norm: str, styles: Sequence[Style] = ()) -> Stylizer:
         """The network that a norm needs: that of AdaIN with its kin, of CIN, of IN for one style, or a small one.
@@ -623,12 +628,19 @@ class StyleTransfer:
     def _named_code(self, name: str, style_size: int, norm: str) -> StyleCode:
         if norm not in ("cin", "in"):
             return self.gallery.code(name, style_size)
-        codes = self.conditional(CIN if norm == "cin" else IN + name).codes
-        learned = codes.get(name) or self.gallery.learned.get(name)
+        if norm == "in":
+            return self.conditional(IN + name).codes[name]
+        learned = self._learned(name, style_size)
+        if learned is None and name in self.learned_styles:
+            codes = self.conditional(CIN).sizes.get(name) or self.gallery.learned[name]
+            raise OptionError(
+                f"the CIN network knows the style {name!r} at stroke sizes from {min(codes)} to {max(codes)}, "
+                f"got {style_size}; give the painting itself, or take --norm adain"
+            )
         if learned is None:
             raise OptionError(
                 f"the CIN network has not learned the style {name!r}: give the painting itself, or teach it with "
-                f"styleapp learn PAINTING --name {name} --overwrite; it knows {', '.join(codes)}"
+                f"styleapp learn PAINTING --name {name} --overwrite; it knows {', '.join(sorted(self.learned_styles))}"
             )
         return learned
 
@@ -649,13 +661,13 @@ class StyleTransfer:
         name: str,
         *,
         overwrite: bool = False,
-        learned: StyleCode | None = None,
+        learned: Mapping[int, StyleCode] | None = None,
         about: Mapping[str, str] | None = None,
     ) -> Path:
         """Measure a painting at every size of the gallery and keep it as a style of that name, for good.
 
         Args:
-            learned: a code for the CIN network besides; without one, what that predicts.
+            learned: codes for the CIN network by stroke size; without any, what that predicts.
             about: what is to be known of it.
 
         Raises:
@@ -669,7 +681,8 @@ class StyleTransfer:
         layers = torch.stack([torch.stack([c.gamma.flatten(), c.beta.flatten()]) for c in joined]).cpu()
         about = dict(about or {})
         if learned is None and self.has(CIN) and self.conditional(CIN).stylizer.predictor is not None:
-            learned = self.code(picture, norm="cin")
+            sizes = sorted({self.gallery.sizes[0], Options.style_size, self.gallery.sizes[-1]})
+            learned = {size: self.code(picture, size, "cin") for size in sizes}
         if learned is not None:
             about["cin_sha256"] = self.checksum(CIN)
         path = save_style(

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from styleapp.errors import OptionError, WeightsError, unknown_name
 from styleapp.files import save_tensors
 from styleapp.models import CodePredictor, Decoder, Encoder, StyleCode, Stylizer, TransformerNet
+from styleapp.options import Options
 
 __all__ = [
     "BuiltInStyle",
@@ -31,6 +32,7 @@ __all__ = [
     "Entry",
     "StyleGallery",
     "Weights",
+    "between",
     "save_style",
     "styles_folder",
     "weights_folder",
@@ -39,6 +41,7 @@ __all__ = [
 Network = TypeVar("Network", bound=nn.Module)
 
 ENCODER, DECODER, STYLES, CIN, IN = "vgg19_relu4_1", "adain_decoder", "styles", "cin", "in_"
+CIN_SIZES = "cin_sizes"
 ABLATION = "ablation_"
 LAYERS = ".layers"
 TRANSFORMER = "instance-norm-transformer"
@@ -105,10 +108,12 @@ class Conditional:
     Attributes:
         stylizer: float32, on the CPU, in evaluation mode.
         codes: by the name of the style: many for CIN, one for IN.
+        sizes: by name, the codes at each stroke size that there is one for; the usual one is that of ``codes``.
     """
 
     stylizer: Stylizer
     codes: dict[str, StyleCode]
+    sizes: dict[str, dict[int, StyleCode]]
 
 
 class Weights:
@@ -191,7 +196,24 @@ class Weights:
                 f"expected {(len(names), 2, stylizer.code_channels)}"
             )
         learned = {n: _code(rows) for n, rows in zip(names, codes, strict=True)}
-        return Conditional(stylizer.eval().requires_grad_(False), learned)
+        sizes = {n: {Options.style_size: code} for n, code in learned.items()}
+        if name == CIN and CIN_SIZES in self.entries:
+            for of_style, rows in self._sizes(stylizer.code_channels).items():
+                style, _, size = of_style.rpartition(".")
+                if style in sizes:
+                    sizes[style][int(size)] = _code(rows)
+        return Conditional(stylizer.eval().requires_grad_(False), learned, sizes)
+
+    def _sizes(self, channels: int) -> dict[str, Tensor]:
+        """Codes for the CIN network at further stroke sizes, (2, channels) by "style.size"."""
+        tensors, entry = self.load(CIN_SIZES), self.entries[CIN_SIZES]
+        path = self.folder / entry.file
+        if entry.config.get("cin_sha256") != self.entries[CIN].sha256:
+            raise WeightsError(f"{path} was made with another network than {self.entries[CIN].file}")
+        for of_style, rows in tensors.items():
+            if rows.shape != (2, channels) or not of_style.rpartition(".")[2].isdigit():
+                raise WeightsError(f"{path}: {of_style!r} of shape {tuple(rows.shape)}, expected {(2, channels)}")
+        return tensors
 
     def ablation(self, norm: str, encoder: Encoder) -> Stylizer:
         """AdaIN with the small decoder that has this norm inside."""
@@ -238,7 +260,7 @@ class Weights:
             if saved is not None and saved.style.name not in gallery.styles:
                 gallery.styles[saved.style.name] = saved.style
                 gallery.codes[saved.style.name] = saved.code
-                if saved.learned is not None:
+                if saved.learned:
                     gallery.learned[saved.style.name] = saved.learned
                 if saved.layers is not None:
                     gallery.layers[saved.style.name] = saved.layers
@@ -277,7 +299,7 @@ class StyleGallery:
         styles: by name.
         codes: by name, (len(sizes), 2, C): γ and β at each size.
         sizes: short sides in pixels, rising.
-        learned: codes for the CIN network that the user has learned, by name.
+        learned: codes for the CIN network that the user has learned, by name and stroke size.
         layers: codes at relu1_1, relu2_1 and relu3_1, one after the other, (len(sizes), 2, ΣC), by name where known:
             with them a style loss can be told without the painting.
     """
@@ -285,7 +307,7 @@ class StyleGallery:
     styles: dict[str, BuiltInStyle]
     codes: dict[str, Tensor]
     sizes: tuple[int, ...]
-    learned: dict[str, StyleCode] = field(default_factory=dict)
+    learned: dict[str, dict[int, StyleCode]] = field(default_factory=dict)
     layers: dict[str, Tensor] = field(default_factory=dict)
 
     def code(self, name: str, size: int) -> StyleCode:
@@ -305,14 +327,21 @@ class StyleGallery:
         return self._between(self.layers[name], size) if name in self.layers else None
 
     def _between(self, rows: Tensor, size: int) -> StyleCode:
-        if not self.sizes[0] <= size <= self.sizes[-1]:
+        found = between(dict(zip(self.sizes, map(_code, rows), strict=True)), size)
+        if found is None:
             raise OptionError(f"style size of a built-in style must be {self.sizes[0]} to {self.sizes[-1]}, got {size}")
-        above = next(i for i, s in enumerate(self.sizes) if s >= size)
-        high = _code(rows[above])
-        if self.sizes[above] == size:
-            return high
-        low, smaller, larger = _code(rows[above - 1]), self.sizes[above - 1], self.sizes[above]
-        return low.lerp(high, math.log(size / smaller) / math.log(larger / smaller))
+        return found
+
+
+def between(codes: Mapping[int, StyleCode], size: int) -> StyleCode | None:
+    """The code at a stroke size, interpolated over log(size) between those that there are; None outside of them."""
+    smaller = max((s for s in codes if s <= size), default=0)
+    larger = min((s for s in codes if s >= size), default=0)
+    if not smaller or not larger:
+        return None
+    if smaller == larger:
+        return codes[size]
+    return codes[smaller].lerp(codes[larger], math.log(size / smaller) / math.log(larger / smaller))
 
 
 def save_style(
@@ -323,7 +352,7 @@ def save_style(
     *,
     overwrite: bool = False,
     layers: Tensor | None = None,
-    learned: StyleCode | None = None,
+    learned: Mapping[int, StyleCode] | None = None,
     about: Mapping[str, str] | None = None,
 ) -> Path:
     """Keep a user's style as one small file that :meth:`Weights.gallery` finds.
@@ -332,7 +361,7 @@ def save_style(
         name: letters, digits, ".", "_" and "-".
         rows: (len(gallery.sizes), 2, C): γ and β measured at each size.
         layers: (len(gallery.sizes), 2, ΣC): γ and β at relu1_1 to relu3_1.
-        learned: its code for the CIN network, whose sha256 is then in ``about`` as "cin_sha256".
+        learned: its codes for the CIN network, by stroke size; its sha256 is then in ``about`` as "cin_sha256".
         about: what else is to be known of it.
 
     Raises:
@@ -344,8 +373,8 @@ def save_style(
     tensors = {"code": rows.half()}
     if layers is not None:
         tensors["layers"] = layers.half()
-    if learned is not None:
-        tensors["cin"] = torch.stack([learned.gamma.flatten(), learned.beta.flatten()]).half()
+    for size, learned_code in (learned or {}).items():
+        tensors[f"cin.{size}"] = torch.stack([learned_code.gamma.flatten(), learned_code.beta.flatten()]).half()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_tensors(tensors, path, metadata)
@@ -375,22 +404,23 @@ class _SavedStyle:
     style: BuiltInStyle
     code: Tensor
     layers: Tensor | None
-    learned: StyleCode | None
+    learned: dict[int, StyleCode]
 
 
 def _saved_style(file: Path, encoder_sha256: str, sizes: tuple[int, ...], cin_sha256: str | None) -> _SavedStyle | None:
-    """A user's style, and its learned code; None for one that was measured with another encoder or at other sizes.
+    """A user's style, and its learned codes; None for one that was measured with another encoder or at other sizes.
 
-    A code that was learned for another CIN network is left out.
+    Codes that were learned for another CIN network are left out.
     """
     try:
         tensors = load_file(file)
         with safe_open(file, "pt") as stored:
             about = stored.metadata() or {}
         code, layers = tensors["code"], tensors.get("layers")
-        fits = "cin" in tensors and about.get("cin_sha256") == cin_sha256
-        learned = _code(tensors["cin"]) if fits else None
-    except (OSError, KeyError, SafetensorError) as error:
+        learned = {}
+        if about.get("cin_sha256") == cin_sha256:
+            learned = {int(k.removeprefix("cin.")): _code(v) for k, v in tensors.items() if k.startswith("cin.")}
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise WeightsError(f"{file}: not a saved style ({error}); remove it or save it again") from None
     if about.get("encoder_sha256") != encoder_sha256 or about.get("sizes") != json.dumps(sizes):
         return None

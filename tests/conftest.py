@@ -25,6 +25,7 @@ FILES = [
     "adain_decoder",
     "styles",
     "cin",
+    "cin_sizes",
     "ablation_none",
     "ablation_bn",
     "ablation_in",
@@ -113,6 +114,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
             seeing | {"codes": table(sees_more, len(STYLES))},
             {"width": 1.0, "styles": STYLES, "skips": skips},
         ),
+        "cin_sizes": ({f"{name}.{size}": table(sees_more, 1)[0] for name in STYLES for size in SIZES[1:]}, {}),
         "ablation_none": (network.decoder.state_dict(), {"width": 1.0, "in_channels": 16}),
         "ablation_bn": (with_norm("bn"), {"width": 1.0, "in_channels": 16, "norm": "bn"}),
         "ablation_in": (with_norm("in"), {"width": 1.0, "in_channels": 16, "norm": "in"}),
@@ -133,6 +135,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         if name != "vgg19_relu4_1":
             entries[name]["encoder_sha256"] = entries["vgg19_relu4_1"]["sha256"]
+    entries["cin_sizes"]["config"]["cin_sha256"] = entries["cin"]["sha256"]
     about = {"title": "T", "artist": "A", "year": "1900", "museum": "M", "licence": "CC0"}
     manifest = {"files": entries, "styles": [{"name": name, **about} for name in STYLES]}
     (folder / "manifest.json").write_text(json.dumps(manifest))

@@ -39,7 +39,7 @@ def test_json(run, photo):
 
 
 def test_the_norm_that_was_taken_is_told(run, photo):
-    for more, norm in (((), "cin"), (SIZE, "adain"), (("--norm", "adagn:4", *SIZE), "adagn:4")):
+    for more, norm in (((), "cin"), (("--style-size", 32), "adain"), (("--norm", "adagn:4", *SIZE), "adagn:4")):
         args = ("stylize", photo, "-s", "great-wave", "-o", "a.png", "--overwrite", *more)
         assert run(*args)[1].rstrip().endswith(f"norm {norm}")
         assert json.loads(run(*args, "--json")[1])["norm"] == norm

@@ -106,7 +106,7 @@ def test_decoders_with_norms_inside(transfer, weights, tmp_path):
     wanted = stylizer(PHOTO.rgb, code).clamp(0, 1)
     found = transfer.picture(PHOTO, "great-wave", Options(norm="decoder:in", style_size=64)).rgb
     assert (found - wanted).abs().max() <= 1 / 255
-    adain = transfer.picture(PHOTO, "great-wave", SMALL).rgb
+    adain = transfer.picture(PHOTO, "great-wave", Options(norm="adain", style_size=64)).rgb
     assert torch.equal(transfer.picture(PHOTO, "great-wave", Options(norm="decoder:none", style_size=64)).rgb, adain)
     assert not torch.equal(found, adain)
     large = from_pil(noise(200, 150))
@@ -133,8 +133,9 @@ def test_learn_teaches_a_style_and_changes_no_other(run, photo, tmp_path):
     record = json.loads(out)
     assert record["after"][1] < record["before"][1]
     assert len(list((tmp_path / "previews").glob("mine-*.png"))) == 5
-    assert run("stylize", photo, "-s", "mine", "--norm", "cin", "-o", "cin.png")[0] == 0
-    assert run("stylize", photo, "-s", "mine", "--style-size", 64, "-o", "adain.png")[0] == 0
+    for size, norm in ((32, "cin"), (128, "cin"), (64, "cin"), (64, "adain")):  # learned at two of these sizes
+        more = ("--style-size", size, "--norm", norm, "-o", f"{norm}.png", "--overwrite")
+        assert run("stylize", photo, "-s", "mine", *more)[0] == 0
     assert run("stylize", photo, "-s", "great-wave", "--norm", "cin", "-o", "after.png")[0] == 0
     assert (tmp_path / "before.png").read_bytes() == (tmp_path / "after.png").read_bytes()
     assert (tmp_path / "cin.png").read_bytes() != (tmp_path / "adain.png").read_bytes()

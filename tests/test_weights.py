@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import FILES
+from conftest import FILES, STYLES
 from safetensors.torch import save_file
 
 from styleapp.errors import OptionError, WeightsError
@@ -114,6 +114,27 @@ def test_codes_between_sizes_are_interpolated(weights):
         gallery.code("great-wave", 16)
     with pytest.raises(OptionError, match="did you mean 'great-wave'"):
         gallery.code("graet-wave", 64)
+
+
+def test_codes_at_other_stroke_sizes_belong_to_their_network(copy):
+    name = f"{STYLES[0]}.128"
+    made = Weights(copy)
+    sizes = made.conditional("cin", made.encoder()).sizes[STYLES[0]]
+    stored = made.load("cin_sizes")[name].float()
+    assert sorted(sizes) == [64, 128, 512] and torch.equal(sizes[128].gamma.flatten(), stored[0])
+    path = copy / "cin_sizes.safetensors"
+    for tensors, message in (
+        ({name: stored[:, 1:]}, "of shape"),
+        ({"x": stored}, "'x' of shape"),
+        (None, "another network"),
+    ):
+        if tensors is not None:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, path)
+            edit(copy, lambda files: files["cin_sizes"].update(sha256=sha256(path)))
+        else:
+            edit(copy, lambda files: files["cin_sizes"]["config"].update(cin_sha256="0"))
+        with pytest.raises(WeightsError, match=message):
+            Weights(copy).conditional("cin", made.encoder())
 
 
 def test_the_manifest_says_how_a_decoder_upsamples(copy):

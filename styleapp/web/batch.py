@@ -52,7 +52,7 @@ def stylize_all(
     for file in files:
         for style in styles:
             name = f"{found.count + 1:03}-{Path(file).stem[:60]}-{style}.jpg"
-            chosen = replace(options, norm=service.network(style, color=options.color))
+            chosen = replace(options, norm=service.network(style, color=options.color, style_size=options.style_size))
             try:
                 _, after, _ = service.stylize(file, style, chosen, kind="batch", session=session)
                 path = folder / name

@@ -84,7 +84,7 @@ def style_field(service: Service, label: str = "Style", **more: Any) -> gr.Dropd
     return gr.Dropdown(choices, label=label, filterable=True, **more)
 
 
-def stroke_field(service: Service, label: str = "Stroke size") -> gr.Slider:
+def stroke_field(service: Service) -> gr.Slider:
     """The size at which a painting is measured."""
     sizes = service.transfer.gallery.sizes
-    return gr.Slider(sizes[0], sizes[-1], service.stroke, step=1, label=label)
+    return gr.Slider(sizes[0], sizes[-1], service.stroke, step=1, label="Stroke size")

@@ -97,12 +97,16 @@ class Service:
             if style not in self.transfer.gallery.styles:
                 raise unknown_name("style", style, self.transfer.gallery.styles)
 
-    def network(self, *styles: str | None, color: str = "none") -> str:
+    def network(self, *styles: str | None, color: str = "none", style_size: float | None = None) -> str:
         """The norm that the page takes by itself: "cin" where it knows every one of these, else "adain".
 
         The thumbnails show the same.
+
+        Args:
+            style_size: that of the page if None.
         """
-        return self.transfer.settled(Options(color=color), [s or "" for s in styles]).norm
+        options = Options(color=color, style_size=round(style_size or self.stroke))
+        return self.transfer.settled(options, [s or "" for s in styles]).norm
 
     @property
     def queue(self) -> dict[str, Any]:
@@ -294,11 +298,10 @@ class Service:
         edge = min(height, width)
         square = replace(photo, pixels=photo.pixels[..., top : top + edge, left : left + edge])
         sizes = self.transfer.gallery.sizes
-        small = replace(options, style_size=min(max(256, sizes[0]), sizes[-1]))
-        return [
-            (to_pil(self.transfer.picture(square, n, replace(small, norm=self.network(n)))), n)
-            for n in self.transfer.gallery.styles
-        ]
+        size = min(max(256, sizes[0]), sizes[-1])
+        styles = self.transfer.gallery.styles
+        looks = {n: replace(options, style_size=size, norm=self.network(n, style_size=size)) for n in styles}
+        return [(to_pil(self.transfer.picture(square, n, how)), n) for n, how in looks.items()]
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def stylize_tab(service: Service, page: gr.Blocks) -> None:
                 painting = upload("Painting", 200)
                 gr.Markdown("While there is a painting here, it is the style.", elem_classes="hint")
             alpha = gr.Slider(0, 1, defaults.alpha, step=0.05, label="Strength")
-            style_size = stroke_field(service, "Stroke size (of paintings; learned styles have their own)")
+            style_size = stroke_field(service)
             with gr.Accordion("More", open=False):
                 networks = {k: v for k, v in NETWORKS.items() if k != "cin" or service.transfer.learned_styles}
                 norm = gr.Dropdown([(v, k) for k, v in networks.items()], value="auto", label="Network")
@@ -136,7 +136,7 @@ class _Handlers:
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 - how Gradio finds it
     ) -> tuple[Any, ...]:
-        options = options_of(alpha, style_size, self.network(norm, style, painting, color), color, size)
+        options = options_of(alpha, style_size, self.network(norm, style, painting, color, style_size), color, size)
         before, after, line = self.service.stylize(
             photo,
             painting or style,
@@ -161,15 +161,15 @@ class _Handlers:
 
     def preview(self, photo: str | None, painting: str | None, style: str | None, *look: Any) -> tuple[Any, Any]:
         alpha, style_size, norm, color, size = look
-        options = options_of(alpha, style_size, self.network(norm, style, painting, color), color, size)
+        options = options_of(alpha, style_size, self.network(norm, style, painting, color, style_size), color, size)
         found = self.service.preview(photo, painting or style, options)
         return (found, "Preview. Press Stylize for the full size.") if found else (gr.skip(), gr.skip())
 
-    def network(self, norm: str, style: str | None, painting: str | None, color: str) -> str:
+    def network(self, norm: str, style: str | None, painting: str | None, color: str, style_size: float) -> str:
         """What "auto" stands for."""
         if norm != "auto":
             return norm
-        return self.service.network(painting or style, color=color)
+        return self.service.network(painting or style, color=color, style_size=style_size)
 
     def picked(self, event: gr.SelectData) -> str:
         return self.service.thumbnails[event.index][1]

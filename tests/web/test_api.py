@@ -50,7 +50,7 @@ def test_endpoint_gives_what_the_python_api_gives(client, transfer, photo, tmp_p
 def test_mix(client, transfer, photo):
     weights = {"great-wave": 3, "the-visit": 1}
     result, _ = client.predict(handle_file(photo), weights, 1, 0, api_name="/mix")
-    wanted = transfer.stylize(photo, weights, norm="cin")
+    wanted = transfer.stylize(photo, weights, norm="cin", style_size=128)
     assert np.array_equal(np.asarray(Image.open(result)), np.asarray(wanted))
     with pytest.raises(Exception, match="JSON object such as"):
         client.predict(handle_file(photo), ["great-wave"], 1, 0, api_name="/mix")
@@ -73,7 +73,12 @@ def test_regions(client, transfer, photo, tmp_path):
 
     result, line = call_regions(said)
     wanted = transfer.stylize(
-        photo, None, regions=[(masks[0], "great-wave", 0.5), (masks[1], "the-visit", 1.0)], feather=4, norm="cin"
+        photo,
+        None,
+        regions=[(masks[0], "great-wave", 0.5), (masks[1], "the-visit", 1.0)],
+        feather=4,
+        norm="cin",
+        style_size=128,
     )
     assert np.array_equal(np.asarray(Image.open(result)), np.asarray(wanted)) and line.startswith("56 × 40")
     with_rest, _ = call_regions(said[:1], masks[:1], "wheat-field")
@@ -99,7 +104,7 @@ def test_batch(client, transfer, photo, tmp_path):
     with zipfile.ZipFile(archive) as zipped:
         assert len(zipped.namelist()) == 2
         found = np.asarray(Image.open(io.BytesIO(zipped.read(zipped.namelist()[0]))).convert("RGB"), dtype=float)
-    wanted = np.asarray(transfer.stylize(photo, "great-wave", norm="cin"), dtype=float)
+    wanted = np.asarray(transfer.stylize(photo, "great-wave", norm="cin", style_size=128), dtype=float)
     assert np.abs(found - wanted).mean() < 6  # JPEG
     for files, names, message in (
         (photos, "great-wave", "JSON list such as"),
@@ -153,7 +158,7 @@ def test_plain_http(url, photo, transfer):
         result = json.loads(lines[lines.index("event: complete") + 1].removeprefix("data: "))[0]
         received = http.get(result["url"]).content
 
-    wanted = np.asarray(transfer.stylize(photo, "great-wave", style_size=64))
+    wanted = np.asarray(transfer.stylize(photo, "great-wave", norm="adain", style_size=64))
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(received))), wanted)
 
 

@@ -26,7 +26,9 @@ def test_a_visitor_stylizes_a_photo(visit, photo, transfer, name, width, dark):
     with page.expect_download() as download:
         page.get_by_role("button", name="Download", exact=True).locator("visible=true").first.click()
     found = Image.open(download.value.path())
-    wanted = transfer.stylize(photo, "great-wave", norm="cin")  # what the page takes for a style that is learned
+    wanted = transfer.stylize(
+        photo, "great-wave", norm="cin", style_size=128
+    )  # what the page takes for a style that is learned
     assert np.array_equal(np.asarray(found), np.asarray(wanted))
     said = json.loads(found.getexif()[0x010E])
     assert said["style"] == "great-wave" and said["alpha"] == 1 and said["norm"] == "cin"

@@ -156,7 +156,7 @@ steps refine it on the same small photo, as `styleapp learn` would with more of 
 - **CIN** for pictures: what it paints is closer to the painting, with a learned code and, without one, with a predicted one; mixing and strength work in the same way. Truer
   still is a code of its own, `styleapp learn painting.jpg --name mine`: minutes on two cores, and the others stay as they are to the last bit. The norms inside the decoder cost time (the
   first table) and more passes when a photo is tiled.
-- **AdaIN** where nothing trained shall stand between the painting and its code, for very large photos (two passes in tiles, not ten), for animations and films.
+- **AdaIN** where nothing trained shall stand between the painting and its code and for very large photos (two passes in tiles, not ten).
 - **IN** where there is one style for good and nothing else is wanted: its rows are not shared with anything.
 
 ## Which axis?

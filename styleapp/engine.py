@@ -19,7 +19,7 @@ from styleapp.controls import Layer, Mask, Matching, Window, weights_of
 from styleapp.errors import OptionError
 from styleapp.images import Picture, quantized, unit
 from styleapp.models import StyleCode, Stylizer, unshifted
-from styleapp.passes import Content, Norms, Passes, Seen, Transform, measure_content, pooled, transform
+from styleapp.passes import Content, Norms, Passes, Seen, Steady, Transform, measure_content, pooled, transform
 from styleapp.tiles import Note, Plan, cells_of, each, windows
 
 __all__ = ["Content", "Progress", "brightness", "measure_content", "render"]
@@ -39,6 +39,7 @@ def render(
     strength: Mask | None = None,
     luma: bool = False,
     content: Content | None = None,
+    steady: Sequence[Steady] = (),
     note: Note = lambda text: None,
     progress: Progress = lambda share: None,
 ) -> Picture:
@@ -66,6 +67,7 @@ def render(
         strength: a map that scales every layer's strength.
         luma: take over the brightness alone; the colours (chroma) stay the photo's.
         content: what :func:`measure_content` found, if it is to be shared (frames of a film).
+        steady: for each layer, what is shared of the moments at the norms inside the decoder.
         note: told what a user should know, such as tiles that had to be made smaller.
         progress: called after each tile of each pass with the share of the work that is done, up to 1. What it raises
             ends the work.
@@ -100,7 +102,8 @@ def render(
             raise OptionError("a conditional network takes codes, not the features of a painting")
         (_, bottleneck), *inside = layer.style.split(stylizer.norms).items()
         first = transform(unshifted(bottleneck), content, matching, stylizer.eps)
-        passes = Passes(stylizer, Norms(stylizer, picture, first, dict(inside)), plan, seen)
+        norms = Norms(stylizer, picture, first, dict(inside), *steady[k : k + 1])
+        passes = Passes(stylizer, norms, plan, seen)
         _paint(passes, shares_of, slice(k, k + 1), luma, out if k else picture.pixels, out, note, done)
     return replace(picture, pixels=out)
 

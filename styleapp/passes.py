@@ -23,10 +23,24 @@ from styleapp.models.decoder import Skips
 from styleapp.norms import Moments, efdm, merge, moments, normalize, pool_moments, wct_matrix, weighted_moments
 from styleapp.tiles import Note, Plan, cells_of, each, halo_of, layer_bytes, windows
 
-__all__ = ["Content", "Norms", "Passes", "Seen", "Transform", "measure_content", "pooled", "transform"]
+__all__ = [
+    "Content",
+    "Norms",
+    "Passes",
+    "Seen",
+    "Steady",
+    "Transform",
+    "measure_content",
+    "pooled",
+    "shared_moments",
+    "transform",
+]
 
 Transform = Callable[[Tensor, Window], Tensor]
 """What takes the place of the features of a window."""
+
+Steady = Callable[[str, Moments], Moments]
+"""Given the name of a norm and the moments of its input, those to be used: what films smooth over time."""
 
 
 @dataclass
@@ -113,6 +127,34 @@ def measure_content(
     return Content(m, covariance, kept.output, weights(everything, 8, kept.output), skips, kept.forget)
 
 
+def shared_moments(
+    stylizer: Stylizer, pictures: Sequence[Picture], code: StyleCode, first: Moments
+) -> dict[str, Moments]:
+    """The moments of the input of each norm in the decoder over several pictures together, in one piece.
+
+    Args:
+        pictures: of one size.
+        first: the moments at the bottleneck.
+    """
+    found: dict[str, Moments] = {}
+    weights = [_Weights(picture) for picture in pictures]
+    everything = Window(0, 0, *cells_of(pictures[0].size))
+
+    def seen(name: str, x: Tensor) -> Moments:
+        if name not in stylizer.decoder.hidden:
+            return first
+        stride = stylizer.decoder.strides[name]
+        each = zip(weights, x.split(1), strict=True)
+        total = merge(*(m for weight, y in each for m in _moments(y, weight(everything, stride, y))))
+        found[name] = Moments(total.count, total.mean.float(), total.var.float())
+        return found[name]
+
+    image = torch.cat([picture.rgb for picture in pictures]).to(next(stylizer.parameters()).device)
+    features, skips = stylizer.encode(image.contiguous(memory_format=torch.channels_last))
+    stylizer.restyled(features, code, skips=skips, seen=seen)
+    return found
+
+
 class Seen:
     """The features of windows of a photo: those that are kept, others encoded anew."""
 
@@ -163,9 +205,17 @@ class Norms:
     Args:
         first: the norm of the features.
         inside: the codes of those in the decoder, by the names of their layers.
+        steady: what is taken for the moments of these.
     """
 
-    def __init__(self, stylizer: Stylizer, picture: Picture, first: Transform, inside: Mapping[str, StyleCode]) -> None:
+    def __init__(
+        self,
+        stylizer: Stylizer,
+        picture: Picture,
+        first: Transform,
+        inside: Mapping[str, StyleCode],
+        steady: Steady = lambda name, found: found,
+    ) -> None:
         self.decoder = stylizer.decoder
         self.eps = stylizer.eps
         self.strides = stylizer.decoder.strides
@@ -173,6 +223,7 @@ class Norms:
         self.weights = _Weights(picture)
         self.first = first
         self.codes = inside
+        self.steady = steady
         self.settled: dict[str, Transform] = {}
 
     @property
@@ -182,7 +233,7 @@ class Norms:
 
     def settle(self, name: str, found: Moments) -> None:
         """These are the moments of the whole input of the norm ``name``."""
-        found = Moments(found.count, found.mean.float(), found.var.float())
+        found = self.steady(name, Moments(found.count, found.mean.float(), found.var.float()))
         self.settled[name] = transform(self.codes[name], Content(found), Matching(), self.eps)
 
     def decoded(self, x: Tensor, w: Window, skips: Skips, until: str | None = None, after: str | None = None) -> Tensor:

@@ -37,8 +37,9 @@ from styleapp.images import MAX_PIXELS, Picture, filled, from_pil, on_white, qua
 from styleapp.large import LargePicture, is_large, read_large
 from styleapp.memory import available
 from styleapp.models import StyleCode, Stylizer, TransformerNet, code_from_moments
-from styleapp.norms import merge, moments, weighted_moments
+from styleapp.norms import Moments, merge, moments, weighted_moments
 from styleapp.options import Options, parse_bytes
+from styleapp.passes import Steady, shared_moments
 from styleapp.tiles import Plan, goes_on, make_plan
 from styleapp.weights import (
     ABLATION,
@@ -176,8 +177,13 @@ class StyleTransfer:
         note: Callable[[str], None] = lambda text: None,
         progress: Callable[[float], None] = lambda share: None,
         content: Content | None = None,
+        steady: Sequence[Steady] = (),
     ) -> Picture:
-        """As :meth:`stylize`, from a photo of final size, to a picture of its depth."""
+        """As :meth:`stylize`, from a photo of final size, to a picture of its depth.
+
+        Args:
+            content, steady: moments that are shared by several photos, as for :func:`styleapp.engine.render`.
+        """
         if style is None and not regions:
             raise OptionError("a style is needed, or a region with one")
         if options.color == "palette":
@@ -204,7 +210,7 @@ class StyleTransfer:
         strength = None
         if alpha_map is not None:
             strength = Mask(self._mask(alpha_map, photo, "strength map", note), options.feather)
-        return self._rendered(stylizer, photo, layers, options, matching, strength, note, content, progress)
+        return self._rendered(stylizer, photo, layers, options, matching, strength, note, content, steady, progress)
 
     @torch.inference_mode()
     def pictures(self, photos: Sequence[Picture], styles: Sequence[Style], options: Options) -> list[Picture]:
@@ -243,7 +249,7 @@ class StyleTransfer:
     def settled(self, options: Options, styles: Sequence[Style] = ()) -> Options:
         """The options with the norm that "auto" stands for where all these styles meet in one picture.
 
-        Without styles adain: what films and animations take, whatever their style.
+        Without styles adain.
         """
         if options.norm != "auto":
             return options
@@ -384,29 +390,61 @@ class StyleTransfer:
             )
         return name
 
-    def animate(self, film: Animation, style: Style | None, options: Options, **more: Any) -> Animation:
+    def animate(
+        self,
+        film: Animation,
+        style: Style | None,
+        options: Options,
+        *,
+        regions: Sequence[Region] = (),
+        **more: Any,
+    ) -> Animation:
         """Every frame in the style, normalised with the moments of all frames together, so that nothing flickers.
 
         Args:
             film: from :func:`styleapp.files.read_animation`.
-            style, options, more: as for :meth:`picture`.
+            style, options, regions, more: as for :meth:`picture`.
 
         Raises:
             OptionError: for wct and efdm, which match more than moments, and for palette, which matches colours.
         """
-        options = self.settled(options)
+        options = self.settled(options, [s for s in (style, *(r[1] for r in regions)) if s is not None])
         matching = parse_norm(options.norm, self.stylizer.encoder.num_channels)
-        several = options.norm in ("cin", "in")  # norms, each with moments of its own to be shared
-        if several or matching.kind != "moments" or options.color in ("coral", "histogram", "palette"):
+        if matching.kind != "moments" or options.norm == "in" or options.color in ("coral", "histogram", "palette"):
             raise OptionError(
-                "an animation takes the norms adain, adaln, adabn and adagn, and the colors none and luma"
+                "an animation takes the norms cin, adain, adaln, adabn and adagn, and the colors none and luma"
             )
         frames = [self._fitted(frame, options) for frame in film.frames]
         parts = [self.measure_content(frame, options, keep=False) for frame in frames]
         shared = Content(merge(*(part.moments for part in parts)))
-        style = None if style is None else self.prepare(style, options)
-        done = [self.picture(frame, style, options, content=shared, **more) for frame in frames]
+        code = partial(self.code, style_size=options.style_size, norm=options.norm, refine=options.refine)
+        style = None if style is None else code(style)
+        regions = [(mask, code(of_region), alpha) for mask, of_region, alpha in regions]
+        steady: list[Steady] = []
+        if options.norm == "cin":
+            codes = [s for s in (style, *(of_region for _, of_region, _ in regions)) if isinstance(s, StyleCode)]
+            steady = [self._steady(frames, one, shared.moments, options) for one in codes]
+        done = [
+            self.picture(frame, style, options, regions=regions, content=shared, steady=steady, **more)
+            for frame in frames
+        ]
         return replace(film, frames=done)
+
+    @torch.inference_mode()
+    def _steady(self, frames: Sequence[Picture], code: StyleCode, first: Moments, options: Options) -> Steady:
+        """The moments at the norms inside the decoder of all frames, or of as many as fit into memory, at most 16.
+
+        Where not even one does, each frame has its own.
+        """
+        network = self.network(options.norm)
+        height, width = frames[0].size
+        for count in range(min(16, len(frames)), 0, -1):
+            plan = self._plan(network, frames[0], replace(options, tile="auto"), keep=True, count=count)
+            if plan.covers((count * height, width)):
+                chosen = [filled(frames[i * len(frames) // count]) for i in range(count)]
+                found = shared_moments(network, chosen, code.to(self.device), first)
+                return lambda name, own: found[name]
+        return lambda name, own: own
 
     def measure_content(self, photo: Picture, options: Options, *, keep: bool = True) -> Content:
         """What the engine finds out about a photo first, to be changed or shared and given to :meth:`picture`.
@@ -415,8 +453,8 @@ class StyleTransfer:
             keep: its features too, where they fit into memory.
         """
         matching = parse_norm(options.norm, self.stylizer.encoder.num_channels)
-        photo = filled(photo)
-        return measure_content(self.stylizer, photo, self._plan(self.stylizer, photo, options, keep=keep), matching)
+        photo, network = filled(photo), self.network(options.norm)
+        return measure_content(network, photo, self._plan(network, photo, options, keep=keep), matching)
 
     def prepare(self, style: Style, options: Options) -> Style:
         """The style as what is quickest to use many times: its code, where that is all that is needed of it.
@@ -468,6 +506,7 @@ class StyleTransfer:
         strength: Mask | None = None,
         note: Callable[[str], None] = lambda text: None,
         content: Content | None = None,
+        steady: Sequence[Steady] = (),
         progress: Callable[[float], None] = lambda share: None,
     ) -> Picture:
         _check_side(picture, self.stylizer.min_size, "photo")
@@ -493,6 +532,7 @@ class StyleTransfer:
             strength=strength,
             luma=luma,
             content=content,
+            steady=steady,
             note=note,
             progress=progress,
         )

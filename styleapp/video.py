@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,25 +80,34 @@ class Smoother:
         self.seconds = seconds
         self.state: dict[str, Tensor] = {}
 
-    def __call__(self, found: Moments, rgb: Tensor, time: float) -> Moments:
-        """The moments to be used for a frame.
+    def share(self, rgb: Tensor, time: float) -> float:
+        """How much of its own moments the next frame has: 1 - exp(-Δt / τ), and 1 at a cut.
 
         Args:
-            found: its own.
             rgb: (1, 3, H, W) in [0,1], to see cuts.
             time: in seconds.
         """
-        small = F.adaptive_avg_pool2d(rgb, 16)
-        new = {"mean": found.mean, "var": found.var, "small": small, "time": torch.tensor([time], dtype=torch.float64)}
-        change = float((small - self.state["small"]).abs().mean()) if self.state else 0.0
-        new["change"] = torch.tensor([change])
-        cut = not self.state or (change > CUT and change > 3 * float(self.state["change"]))
-        if not cut and self.seconds > 0:
-            share = 1 - math.exp(-max(0.0, time - float(self.state["time"])) / self.seconds)
-            for name in ("mean", "var"):
-                new[name] = self.state[name] + (new[name] - self.state[name]) * share
-        self.state = new
-        return Moments(found.count, new["mean"], new["var"])
+        state, small = self.state, F.adaptive_avg_pool2d(rgb, 16)
+        first = "small" not in state
+        change = 0.0 if first else float((small - state["small"]).abs().mean())
+        cut = first or (change > CUT and change > 3 * float(state["change"]))
+        passed = 0.0 if first else max(0.0, time - float(state["time"]))
+        state |= {"small": small, "time": torch.tensor([time], dtype=torch.float64), "change": torch.tensor([change])}
+        return 1.0 if cut or self.seconds <= 0 else 1 - math.exp(-passed / self.seconds)
+
+    def __call__(self, name: str, found: Moments, share: float) -> Moments:
+        """The moments to be used at the norm ``name`` for a frame with that :meth:`share`.
+
+        Args:
+            found: its own.
+        """
+        steady = {"mean": found.mean, "var": found.var}
+        for part, new in steady.items():
+            key = f"{part} {name}"
+            if share < 1 and key in self.state:
+                steady[part] = self.state[key].to(new.device) + (new - self.state[key].to(new.device)) * share
+            self.state[key] = steady[part]
+        return Moments(found.count, **steady)
 
 
 def stylize_frames(
@@ -116,54 +126,58 @@ def stylize_frames(
     Raises:
         OptionError: for what an animation does not take, see :meth:`StyleTransfer.animate`.
     """
-    options = check_options(transfer, options)
+    options = check_options(transfer, style, options)
     code = transfer.code(style, options.style_size, options.norm, options.refine).to(transfer.device)
     count = batch_size or (8 if transfer.device.type == "cuda" else 1)
     source = iter(frames)
     while some := list(itertools.islice(source, count)):
         photos = [transfer.fit(frame, options) for _, frame in some]
-        times = [time for time, _ in some]
-        if len(photos) > 1 and transfer.fits_at_once(photos, options) and options.norm == "adain":
-            yield from _at_once(transfer, times, photos, code, options, smoother)
+        shares = [smoother.share(photo.rgb, time) for photo, (time, _) in zip(photos, some, strict=True)]
+        if len(photos) > 1 and transfer.fits_at_once(photos, options):
+            yield from _at_once(transfer, photos, shares, code, options, smoother)
             continue
-        for time, photo in zip(times, photos, strict=True):
+        for photo, share in zip(photos, shares, strict=True):
             content = transfer.measure_content(photo, options)
-            steady = smoother(content.moments, photo.rgb, time)
-            yield transfer.picture(photo, code, options, content=replace(content, moments=steady))
+            content = replace(content, moments=smoother("", content.moments, share))
+            steady = partial(smoother, share=share)
+            yield transfer.picture(photo, code, options, content=content, steady=[steady])
 
 
 @torch.inference_mode()
 def _at_once(
     transfer: StyleTransfer,
-    times: list[float],
     photos: list[Picture],
+    shares: list[float],
     code: StyleCode,
     options: Options,
     smoother: Smoother,
 ) -> list[Picture]:
     """Frames of one size, each normalised with its smoothed moments."""
-    network = transfer.stylizer
+    network = transfer.network(options.norm)
+    first = next(iter(network.norms))
+
+    def steady(name: str, x: Tensor) -> Moments:
+        found = moments(x)
+        own = [Moments(found.count, *both) for both in zip(found.mean.split(1), found.var.split(1), strict=True)]
+        used = [smoother("" if name == first else name, m, share) for m, share in zip(own, shares, strict=True)]
+        return Moments(found.count, torch.cat([m.mean for m in used]), torch.cat([m.var for m in used]))
+
     image = torch.cat([photo.rgb for photo in photos]).to(transfer.device, memory_format=torch.channels_last)
-    features = network.encoder(image)
-    steady = [smoother(moments(features[i : i + 1]), image[i : i + 1], time) for i, time in enumerate(times)]
-    shared = Moments(steady[0].count, torch.cat([m.mean for m in steady]), torch.cat([m.var for m in steady]))
-    result = network.decode(network.apply_code(features, code, options.alpha, shared), image)
-    if options.alpha < 1:
-        result += (1 - options.alpha) * (image - network.decode(features, image))
+    result = network(image, code, options.alpha, steady)
     pixels = quantized(result, photos[0].pixels.dtype).cpu()
     return [replace(photo, pixels=p) for photo, p in zip(photos, pixels.split(1), strict=True)]
 
 
-def check_options(transfer: StyleTransfer, options: Options) -> Options:
-    """Refuse what looks at one picture alone; the norm "auto" is adain for a film.
+def check_options(transfer: StyleTransfer, style: Style, options: Options) -> Options:
+    """Refuse what looks at one picture alone; "auto" becomes the norm that suits the style.
 
     Raises:
-        OptionError: for norms with more than one set of moments, and for colours that are matched to each frame.
+        OptionError: for norms that match more than moments, and for colours that are matched to each frame.
     """
-    options = transfer.settled(options)
+    options = transfer.settled(options, [style])
     matching = parse_norm(options.norm, transfer.stylizer.encoder.num_channels)
-    if matching.kind != "moments" or options.norm in ("cin", "in") or options.color not in ("none", "luma"):
-        raise OptionError("a film takes the norms adain, adaln, adabn and adagn, and the colors none and luma")
+    if matching.kind != "moments" or options.norm == "in" or options.color not in ("none", "luma"):
+        raise OptionError("a film takes the norms cin, adain, adaln, adabn and adagn, and the colors none and luma")
     return options
 
 
@@ -207,7 +221,7 @@ def stylize_video(
     check_output(target.with_suffix(".png").with_name(f"{target.name}.png"), overwrite=True)  # the folder
     if not source.is_file():
         raise ImageError(f"{source}: no such file")
-    options = check_options(transfer, options)
+    options = check_options(transfer, style, options)
     work = target.with_name(f".styleapp-{target.name}")
     try:
         return _in_segments(

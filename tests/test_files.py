@@ -15,6 +15,7 @@ from styleapp import files
 from styleapp.errors import ImageError, OptionError
 from styleapp.files import Animation, read_animation, read_image, save_animation, save_picture
 from styleapp.images import Picture
+from styleapp.norms import merge, moments
 from styleapp.pipeline import Options
 
 pyvips = pytest.importorskip("pyvips")
@@ -188,16 +189,38 @@ class TestAnimation:
         with pytest.raises(ImageError, match=r"4 frames of 56x40 are 0\.0 megapixels"):
             read_animation(self.film(tmp_path / "a.gif"), max_pixels=5000)
 
-    def test_equal_frames_stay_equal_and_moments_are_shared(self, transfer):
+    @pytest.mark.parametrize("norm", ["adain", "cin"])
+    def test_equal_frames_stay_equal_and_moments_are_shared(self, transfer, norm):
         still, other = (files.from_pil(noise(40, 56, seed=i)) for i in (0, 9))
-        film = Animation([still, other, still], [10, 10, 10], 0)
-        done = transfer.animate(film, "great-wave", Options(style_size=64))
+        film, options = Animation([still, other, still], [10, 10, 10], 0), Options(norm=norm, style_size=64)
+        done = transfer.animate(film, "great-wave", options)
         assert torch.equal(done.frames[0].pixels, done.frames[2].pixels)
         assert done.durations == film.durations and done.loop == 0
+        alone = transfer.picture(still, "great-wave", options).rgb
+        assert (done.frames[0].rgb - alone).abs().mean() > 2 / 255
+        single = transfer.animate(Animation([still], [10], 0), "great-wave", options).frames[0]
+        assert (single.rgb - alone).abs().max() <= 1 / 255
+
+    @pytest.mark.parametrize("tile", ["auto", "24"])
+    def test_moments_inside_the_decoder_are_those_of_all_frames(self, transfer, tile):
+        """Of each style apart, where there are regions; the frames side by side have the moments of both."""
+        frames = [files.from_pil(noise(40, 56, seed=i)) for i in (0, 9)]
+        mask = Image.new("L", (56, 40), 255)
+        options = Options(norm="cin", style_size=64, tile=tile)
+        found = transfer.animate(Animation(frames, [10, 10], 0), "great-wave", options).frames
+        network, code = transfer.network("cin"), transfer.code("great-wave", 64, "cin")
+        image = torch.cat([frame.rgb for frame in frames])
+        wanted = network(image, code, 1.0, lambda name, x: merge(*map(moments, x.split(1)))).clamp(0, 1)
+        for one, other in zip(found, wanted.split(1), strict=True):
+            assert (one.rgb - other).abs().max() <= 1.01 / 255
+        regions = transfer.animate(
+            Animation(frames, [10, 10], 0), "the-visit", options, regions=[(mask, "great-wave", 1.0)]
+        )
+        assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(regions.frames, found, strict=True))
 
     def test_what_cannot_be_shared_is_refused(self, transfer):
         film = Animation([files.from_pil(noise(40, 56))], [10], 0)
-        with pytest.raises(OptionError, match="an animation takes the norms adain"):
+        with pytest.raises(OptionError, match="an animation takes the norms cin, adain"):
             transfer.animate(film, noise(40, 40), Options(norm="wct"))
 
     def test_cli(self, run, tmp_path):

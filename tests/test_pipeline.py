@@ -275,13 +275,13 @@ class TestAuto:
         for one, photo, style in zip(found, photos, styles, strict=True):
             assert torch.equal(one.pixels, transfer.picture(photo, style, Options()).pixels)
 
-    def test_animations_go_through_adain(self, transfer):
+    def test_animations_go_the_same_way(self, transfer):
         film = Animation([from_pil(noise(40, 48, seed=i)) for i in range(2)], [50, 50], 0)
-        options = Options(style_size=64)
-        found, wanted = (
-            transfer.animate(film, "great-wave", o).frames for o in (options, replace(options, norm="adain"))
-        )
-        assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(found, wanted, strict=True))
+        for options, norm in ((Options(style_size=64), "cin"), (Options(style_size=32), "adain")):
+            found, wanted = (
+                transfer.animate(film, "great-wave", o).frames for o in (options, replace(options, norm=norm))
+            )
+            assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(found, wanted, strict=True))
 
     def test_a_predictor_takes_paintings_to_cin(self, foreseeing, photo, painting):
         for style, options in (

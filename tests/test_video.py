@@ -1,5 +1,6 @@
 """Films: times, sound, colours, steadiness, and going on after a kill."""
 
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +17,7 @@ from styleapp.video import Smoother, Stopped, stylize_frames, stylize_video
 
 av = pytest.importorskip("av")
 OPTIONS = Options(style_size=64)
+NORMS = pytest.mark.parametrize("norm", ["adain", "cin"])
 
 
 def film(
@@ -77,13 +79,16 @@ def test_times_size_and_sound_are_kept(transfer, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "b.mp4"]
 
 
-def test_frames_are_the_engines(transfer, tmp_path):
+@NORMS
+def test_frames_are_the_engines(transfer, tmp_path, norm):
     source = film(tmp_path / "a.mp4", pan(3))
-    stylize_video(transfer, source, tmp_path / "b.mkv", "great-wave", OPTIONS, smooth=0, quality=100)
+    stylize_video(
+        transfer, source, tmp_path / "b.mkv", "great-wave", replace(OPTIONS, norm=norm), smooth=0, quality=100
+    )
     decoded, _ = read(source)
     found, _ = read(tmp_path / "b.mkv")
     for a, b in zip(decoded, found, strict=True):
-        wanted = transfer.picture(from_pil(_image(a)), "great-wave", OPTIONS)
+        wanted = transfer.picture(from_pil(_image(a)), "great-wave", replace(OPTIONS, norm=norm))
         blocks = [x.reshape(32, 2, 32, 2, 3).mean((1, 3)) for x in (b, wanted.rgb[0].permute(1, 2, 0).numpy() * 255)]
         assert np.abs(blocks[0] - blocks[1]).mean() < 6  # 4:2:0 has one colour for four pixels
 
@@ -112,10 +117,13 @@ def test_odd_sizes_stay(transfer, tmp_path):
     assert read(tmp_path / "b.mp4")[0][0].shape == (45, 51, 3)
 
 
-def test_a_film_that_stands_still_stands_still(transfer):
+@NORMS
+def test_a_film_that_stands_still_stands_still(transfer, norm):
     still = [np.asarray(noise(64, 64, seed=1))] * 5
     for seconds in (0.0, 0.5):
-        done = list(stylize_frames(transfer, pictures(still), "great-wave", OPTIONS, Smoother(seconds)))
+        done = list(
+            stylize_frames(transfer, pictures(still), "great-wave", replace(OPTIONS, norm=norm), Smoother(seconds))
+        )
         assert all(torch.equal(d.pixels, done[0].pixels) for d in done)
 
 
@@ -133,9 +141,10 @@ def test_a_slow_pan_flickers_less_than_with_each_frames_own_moments(transfer):
     assert flicker(0.5) < 0.7 * flicker(0.0)
 
 
+@NORMS
 @pytest.mark.parametrize("alpha", [1.0, 0.6])
-def test_batches_are_as_single_frames(transfer, alpha):
-    frames, options = pictures(pan(7)), Options(style_size=64, alpha=alpha)
+def test_batches_are_as_single_frames(transfer, norm, alpha):
+    frames, options = pictures(pan(7)), Options(style_size=64, alpha=alpha, norm=norm)
     one, many = (
         list(stylize_frames(transfer, frames, "great-wave", options, Smoother(0.5), batch_size=n)) for n in (1, 3)
     )
@@ -143,17 +152,23 @@ def test_batches_are_as_single_frames(transfer, alpha):
     assert max(float((a.rgb - b.rgb).abs().max()) for a, b in zip(one, many, strict=True)) <= 1.01 / 255
 
 
-def test_a_cut_resets_the_moments(transfer):
+@NORMS
+def test_a_cut_resets_the_moments(transfer, norm):
     a, b = (np.asarray(noise(64, 64, seed=s)) for s in (1, 2))
     b = 255 - a // 2
-    alone = list(stylize_frames(transfer, pictures([b]), "great-wave", OPTIONS, Smoother(0.5)))
-    after = list(stylize_frames(transfer, pictures([a, a, b]), "great-wave", OPTIONS, Smoother(0.5)))
+    alone = list(stylize_frames(transfer, pictures([b]), "great-wave", replace(OPTIONS, norm=norm), Smoother(0.5)))
+    after = list(
+        stylize_frames(transfer, pictures([a, a, b]), "great-wave", replace(OPTIONS, norm=norm), Smoother(0.5))
+    )
     assert torch.equal(after[2].pixels, alone[0].pixels)
 
 
-def test_goes_on_after_a_stop(transfer, tmp_path):
+@NORMS
+def test_goes_on_after_a_stop(transfer, tmp_path, norm):
     source = film(tmp_path / "a.mp4", pan(20), sound=True)
-    whole = stylize_video(transfer, source, tmp_path / "whole.mkv", "great-wave", OPTIONS, segment_seconds=0.2)
+    whole = stylize_video(
+        transfer, source, tmp_path / "whole.mkv", "great-wave", replace(OPTIONS, norm=norm), segment_seconds=0.2
+    )
     asked = 0
 
     def stop() -> bool:
@@ -162,9 +177,19 @@ def test_goes_on_after_a_stop(transfer, tmp_path):
         return asked == 13
 
     with pytest.raises(Stopped):
-        stylize_video(transfer, source, tmp_path / "b.mkv", "great-wave", OPTIONS, segment_seconds=0.2, stop=stop)
+        stylize_video(
+            transfer,
+            source,
+            tmp_path / "b.mkv",
+            "great-wave",
+            replace(OPTIONS, norm=norm),
+            segment_seconds=0.2,
+            stop=stop,
+        )
     assert not (tmp_path / "b.mkv").exists()
-    made = stylize_video(transfer, source, tmp_path / "b.mkv", "great-wave", OPTIONS, segment_seconds=0.2)
+    made = stylize_video(
+        transfer, source, tmp_path / "b.mkv", "great-wave", replace(OPTIONS, norm=norm), segment_seconds=0.2
+    )
     assert (made.frames, made.before, whole.before) == (20, 10, 0)
     a, b = read(tmp_path / "whole.mkv"), read(tmp_path / "b.mkv")
     assert a[1] == b[1] and all(np.array_equal(x, y) for x, y in zip(a[0], b[0], strict=True))

@@ -254,7 +254,7 @@ def stylize_film(
     from styleapp.batch import stopping
     from styleapp.video import Stopped, check_options, stylize_video
 
-    options = check_options(transfer, settings.options)
+    options = check_options(transfer, style, settings.options)
     start = time.perf_counter()
     with stopping() as stopped, progress_bar(film.name) as advance:
         try:
@@ -299,8 +299,9 @@ def stylize_file(
     start = time.perf_counter()
     moving = isinstance(photo, Path) and photo.suffix.lower() in ANIMATED and target.suffix.lower() in ANIMATED
     film = read_animation(photo, transfer.max_pixels) if moving else None
+    styles = [*([] if style is None else [style]), *(name for _, name, _ in more["regions"])]
+    used = transfer.settled(options, styles)
     if film is not None:
-        used = transfer.settled(options)
         read = time.perf_counter()
         done = transfer.animate(film, style, used, **more)
         rendered = time.perf_counter()
@@ -308,8 +309,6 @@ def stylize_file(
         size = done.frames[0].size
     else:
         picture = transfer.fit(photo, options, on_disk=True)
-        styles = [*([] if style is None else [style]), *(name for _, name, _ in more["regions"])]
-        used = transfer.settled(options, styles)
         read = time.perf_counter()
         with progress_bar("stylizing") as advance:  # moves tile by tile
             result = transfer.picture(

@@ -226,19 +226,36 @@ class Stylizer(nn.Module):
         return normalize(features, m, code.gamma, code.beta, self.eps)
 
     def restyled(
-        self, features: Tensor, code: StyleCode, alpha: float | Tensor = 1.0, skips: Skips | None = None
+        self,
+        features: Tensor,
+        code: StyleCode,
+        alpha: float | Tensor = 1.0,
+        skips: Skips | None = None,
+        seen: Callable[[str, Tensor], Moments] | None = None,
     ) -> Tensor:
-        """Features through every norm and the decoder: a picture, in the dtype of the weights."""
+        """Features through every norm and the decoder: a picture, in the dtype of the weights.
+
+        Args:
+            seen: the moments that a norm, given by its name, takes for its input; None for those that it has.
+        """
         codes = code.split(self.norms)
-        first = codes.pop(next(iter(codes)))
-        if codes and isinstance(alpha, (int, float)) and alpha == 1:
-            first = unshifted(first)
-        target = self.apply_code(features, first, alpha)
-        inside = (lambda n, x: self.apply_code(x, codes[n], alpha)) if codes else None
-        picture: Tensor = self.decoder(target, inside, skips=skips)
+        first, *inside = codes
+        if inside and isinstance(alpha, (int, float)) and alpha == 1:
+            codes[first] = unshifted(codes[first])
+
+        def norm(name: str, x: Tensor) -> Tensor:
+            return self.apply_code(x, codes[name], alpha, None if seen is None else seen(name, x))
+
+        picture: Tensor = self.decoder(norm(first, features), norm if inside else None, skips=skips)
         return picture
 
-    def forward(self, image: Tensor, code: StyleCode, alpha: float = 1.0) -> Tensor:
+    def forward(
+        self,
+        image: Tensor,
+        code: StyleCode,
+        alpha: float = 1.0,
+        seen: Callable[[str, Tensor], Moments] | None = None,
+    ) -> Tensor:
         """The stylized photo, float32, not clamped, of the size of ``image``.
 
         y = D(norm(f, lerp(own, code, α))) + (1 - α) · (image - D(f)), with f = E(image). The second term
@@ -247,13 +264,13 @@ class Stylizer(nn.Module):
         second pass of the decoder where 0 < α < 1 and nothing at α = 1, which is the paper's formula.
 
         With norms inside the decoder: y = (1 - α) · image + α · S, with S the picture at full strength, clamped to
-        [0,1] where α < 1. See :func:`styleapp.engine.render`.
+        [0,1] where α < 1. See :func:`styleapp.engine.render`. ``seen`` is as for :meth:`restyled`.
         """
         features, skips = self.encode(image)
         if self.conditional:
-            picture = self.stylized(features, code, image, skips=skips)
+            picture = self.stylized(features, code, image, 1, skips, seen)
             return picture if alpha == 1 else image + alpha * (picture.clamp(0, 1) - image)
-        picture = self.stylized(features, code, image, alpha, skips)
+        picture = self.stylized(features, code, image, alpha, skips, seen)
         if alpha < 1:
             picture += (1 - alpha) * (image - self.decode(features, image, skips))
         return picture
@@ -265,9 +282,10 @@ class Stylizer(nn.Module):
         like: Tensor,
         alpha: float | Tensor = 1.0,
         skips: Skips | None = None,
+        seen: Callable[[str, Tensor], Moments] | None = None,
     ) -> Tensor:
         """Features through every norm and the decoder, float32, of the size of ``like``."""
-        return _cut(self.restyled(features, code, alpha, skips), like)
+        return _cut(self.restyled(features, code, alpha, skips, seen), like)
 
     def decode(self, features: Tensor, like: Tensor, skips: Skips | None = None) -> Tensor:
         """Features to a picture without any norm, float32, of the size of ``like``."""

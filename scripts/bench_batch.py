@@ -47,12 +47,12 @@ def bare(worker: Worker, photo: Path, runs: int = 8) -> list[float]:
     """Seconds of the network alone."""
     transfer = worker.transfer
     image = transfer.fit(photo, Options()).rgb.to(transfer.device, memory_format=torch.channels_last)
-    code = transfer.code(STYLE).to(transfer.device)
+    code = transfer.styles.code(STYLE).to(transfer.device)
     times = []
     with torch.inference_mode():
         for _ in range(runs):
             start = time.perf_counter()
-            transfer.stylizer(image, code)
+            transfer.networks.adain(image, code)
             if transfer.device.type == "cuda":
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - start)

@@ -31,10 +31,10 @@ METHODS = ["adain", "cin", "in"]
 
 def parameters(transfer: StyleTransfer, method: str) -> dict[str, int]:
     """Of the decoder with its norms, and of each style."""
-    name = {"adain": None, "cin": "cin", "in": f"in_{(transfer.instance_styles or [''])[0]}"}[method]
-    if name is not None and not transfer.has(name):
+    name = {"adain": None, "cin": "cin", "in": f"in_{(transfer.networks.instance_styles or [''])[0]}"}[method]
+    if name is not None and not transfer.networks.has(name):
         return {}
-    network = transfer.stylizer if name is None else transfer.conditional(name).stylizer
+    network = transfer.networks.adain if name is None else transfer.networks.conditional(name).stylizer
     decoder = sum(p.numel() for p in network.decoder.parameters())
     return {"decoder": decoder, "style": 2 * network.code_channels, "bytes_per_pixel": bytes_per_pixel(network)}
 
@@ -48,7 +48,7 @@ def main() -> None:
     keep_freed_memory()
     transfer = StyleTransfer()
     files = images(args.content)[:: args.every]
-    styles = list(transfer.gallery.styles)
+    styles = list(transfer.styles.gallery.styles)
     sums: dict[str, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
     start = time.perf_counter()
     for i, file in enumerate(files):

@@ -62,8 +62,8 @@ def main() -> None:
     for i, file in enumerate(files):
         photo = transfer.fit(file, options)
         photos.append(grid_loss(photo.rgb).item())
-        for style in transfer.gallery.styles:
-            for norm in ("adain", "cin", *(["in"] if style in transfer.instance_styles else [])):
+        for style in transfer.styles.gallery.styles:
+            for norm in ("adain", "cin", *(["in"] if style in transfer.networks.instance_styles else [])):
                 found[norm].append(measured(transfer, photo, style, replace(options, norm=norm)))
         print(f"{i + 1} of {len(files)} photos", file=sys.stderr)
     result: dict[str, Any] = {
@@ -71,7 +71,7 @@ def main() -> None:
         "machine": machine(transfer.device),
         "date": time.strftime("%Y-%m-%d"),
         "photos": len(files),
-        "styles": len(transfer.gallery.styles),
+        "styles": len(transfer.styles.gallery.styles),
         "size": args.size,
     }
     for name in ("grid", *MOTIONS):

@@ -76,8 +76,8 @@ def main() -> None:
     args = parser.parse_args()
     keep_freed_memory()
     transfer = StyleTransfer(args.device)
-    stylizer, device = transfer.stylizer, transfer.device
-    code = transfer.code("great-wave").to(device)
+    stylizer, device = transfer.networks.adain, transfer.device
+    code = transfer.styles.code("great-wave").to(device)
     dtype, channels = next(stylizer.parameters()).dtype, stylizer.encoder.num_channels
     decoders = {"decoder": stylizer.decoder}
     for mode in UPSAMPLINGS:

@@ -34,8 +34,8 @@ def main() -> None:
     args = parser.parse_args()
     keep_freed_memory()
     transfer = StyleTransfer(args.device)
-    network = transfer.network("cin")
-    layers = [Layer(transfer.code("great-wave", norm="cin"), 1.0)]
+    network = transfer.networks.of("cin")
+    layers = [Layer(transfer.styles.code("great-wave", norm="cin"), 1.0)]
     photo = transfer.fit(example_photos()[0], Options(size=args.size))
     tile = even(photo.size, args.tile)
     room = make_plan(network, photo.size, transfer.device, tile=args.tile).room

@@ -53,7 +53,9 @@ def main() -> None:
         picture = transfers["fp32"].fit(photo, options)
         image = Picture(picture.rgb)  # in float: no rounding to 8 bits hides anything
         for painting in paintings:
-            codes = {name: transfer.code(painting, options.style_size, "cin") for name, transfer in transfers.items()}
+            codes = {
+                name: transfer.styles.code(painting, options.style_size, "cin") for name, transfer in transfers.items()
+            }
             found = {
                 (name, tile): transfer.picture(image, codes["fp32"], replace(options, tile=tile)).rgb
                 for name, transfer in transfers.items()

@@ -43,7 +43,7 @@ def pictures(transfer: StyleTransfer, out: Path) -> Comparison:
     photo = transfer.fit(ROOT / "examples" / "astronaut.jpg", options)
     methods = ["adain", "cin", "in", "adaln", "adagn:32"]
     save_picture(compare(transfer, photo, STYLES, methods, options).grid(), out / "compare.jpg", quality=88)
-    sweep = compare(transfer, photo, STYLES[:1], group_sweep(transfer.stylizer.encoder.num_channels), options)
+    sweep = compare(transfer, photo, STYLES[:1], group_sweep(transfer.networks.adain.encoder.num_channels), options)
     save_picture(sweep.grid(180, bars=True), out / "compare_groups.jpg", quality=88)
     for norm in ("adain", "cin"):
         chosen = Options(size=384, norm=norm)

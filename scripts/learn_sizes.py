@@ -41,8 +41,8 @@ def main() -> None:
     args = parser.parse_args()
     keep_freed_memory()
     transfer = StyleTransfer(args.device)
-    network = transfer.conditional(CIN)
-    about = {"cin_sha256": transfer.checksum(CIN), "steps": str(args.steps), "photos": str(args.photos)}
+    network = transfer.networks.conditional(CIN)
+    about = {"cin_sha256": transfer.networks.checksum(CIN), "steps": str(args.steps), "photos": str(args.photos)}
     done: dict[str, torch.Tensor] = {}
     if args.out.exists():
         with safe_open(args.out, "pt") as stored:

@@ -62,7 +62,7 @@ def draw_features(file: Path, transfer: StyleTransfer, photos: list[Path], chann
     """Channels of relu3_1 of a batch of two photos, before and after each norm, on one scale."""
     pictures = [transfer.fit(p, Options(size=256)).rgb for p in photos]
     images = torch.cat([p[..., :256, :256] for p in pictures])
-    x = features_of(transfer.stylizer, images)[2]
+    x = features_of(transfer.networks.adain, images)[2]
     # channels that vary, and vary differently in the two photos, show the most
     m = n.moments(x)
     interest = (m.std().mean(0) * (1 + (m.mean[0] - m.mean[1]).abs())).flatten()

@@ -80,9 +80,9 @@ def bench(
     timings: list[Timing] = []
     ratios: list[dict[str, Any]] = []
     gains: list[dict[str, Any]] = []
-    device, stylizer = transfer.device, transfer.stylizer
+    device, stylizer = transfer.device, transfer.networks.adain
     rate = matmul_rate(device, next(stylizer.parameters()).dtype)
-    code = transfer.measure(Picture(_scene(256)), 256).to(device)
+    code = transfer.styles.measure(Picture(_scene(256)), 256).to(device)
     for size in sizes:
         picture = Picture(quantized(_scene(size), torch.uint8))
         photo = to_pil(picture)
@@ -93,15 +93,15 @@ def bench(
         for tile in tiles:
             run = partial(transfer.stylize, photo, code, tile=tile)
             timings.append(_timed("stylize", size, run, device, runs, tile=tile))
-        if size <= 2048 and transfer.learned_styles:
-            run = partial(transfer.stylize, photo, min(transfer.learned_styles), norm="cin")
+        if size <= 2048 and transfer.styles.learned_styles:
+            run = partial(transfer.stylize, photo, min(transfer.styles.learned_styles), norm="cin")
             timings.append(_timed("stylize, cin", size, run, device, runs))
         if stages:
             timings += _stages(transfer, photo, code, size, runs)
         if peers and size <= 2048:
             ratios += _peers(transfer, photo, code, size, runs)
         if compiled is not None and size <= 2048:
-            gains.append(_compiled(stylizer, compiled.stylizer, picture, code, runs))
+            gains.append(_compiled(stylizer, compiled.networks.adain, picture, code, runs))
     return {
         "machine": machine(device),
         "date": time.strftime("%Y-%m-%d"),
@@ -167,7 +167,7 @@ def plain_network(stylizer: Stylizer) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def _stages(transfer: StyleTransfer, photo: Image.Image, code: StyleCode, size: int, runs: int) -> list[Timing]:
-    device, stylizer = transfer.device, transfer.stylizer
+    device, stylizer = transfer.device, transfer.networks.adain
     file = io.BytesIO()
     photo.save(file, "JPEG", quality=95)
     image = read_image(file.getvalue()).rgb.to(device, memory_format=torch.channels_last)
@@ -187,8 +187,8 @@ def _stages(transfer: StyleTransfer, photo: Image.Image, code: StyleCode, size: 
 def _peers(transfer: StyleTransfer, photo: Image.Image, code: StyleCode, size: int, runs: int) -> list[dict[str, Any]]:
     """Seconds of each peer and of ours in turn, on one PIL image in and out; ratio = theirs / ours."""
     device = transfer.device
-    plain = plain_network(transfer.stylizer)
-    style = transfer.stylizer.encoder(_scene(256).to(device, memory_format=torch.channels_last)).float()
+    plain = plain_network(transfer.networks.adain)
+    style = transfer.networks.adain.encoder(_scene(256).to(device, memory_format=torch.channels_last)).float()
 
     def published() -> object:
         array = torch.frombuffer(bytearray(photo.tobytes()), dtype=torch.uint8).view(1, size, size, 3)

@@ -102,7 +102,7 @@ def group_sweep(num_channels: int) -> list[str]:
 
 def decoder_sweep(transfer: StyleTransfer) -> list[str]:
     """AdaIN with each of the small decoders, which differ only in the norm inside (Huang and Belongie 2017, 7.1)."""
-    return [f"decoder:{norm}" for norm in transfer.ablation_norms]
+    return [f"decoder:{norm}" for norm in transfer.networks.ablation_norms]
 
 
 @torch.inference_mode()
@@ -127,11 +127,12 @@ def compare(
     for method in methods:
         replace(options, norm=method)  # an unknown one is told before anything is done
     image = filled(photo).rgb.to(transfer.device, memory_format=torch.channels_last)
-    features = transfer.stylizer.encoder(image)
-    transfer.picture(photo, transfer.stylizer.measure(image), replace(options, norm="adain"))  # the first is slower
+    network = transfer.networks.adain
+    features = network.encoder(image)
+    transfer.picture(photo, network.measure(image), replace(options, norm="adain"))  # the first is slower
     rows = []
     for i, style in enumerate(styles):
-        wanted = transfer.layer_codes(style, options.style_size)
+        wanted = transfer.styles.layer_codes(style, options.style_size)
         row = []
         for j, method in enumerate(methods):
             row.append(_cell(transfer, photo, features, style, wanted, replace(options, norm=method)))
@@ -139,8 +140,8 @@ def compare(
         rows.append(row)
     return Comparison(
         on_white(to_pil(photo)),
-        [transfer.painting(style) for style in styles],
-        [transfer.title(style) for style in styles],
+        [transfer.styles.painting(style) for style in styles],
+        [transfer.styles.title(style) for style in styles],
         rows,
     )
 
@@ -164,8 +165,9 @@ def _cell(
         return Cell(style, options.norm, None, reason=str(error))
     losses: tuple[float, float] | tuple[None, None] = (None, None)
     if wanted is not None:
-        found = transfer.stylizer.encoder.features(result.rgb.to(features.device, memory_format=torch.channels_last))
-        target = transfer.stylizer.apply_code(features, wanted[-1])
+        network = transfer.networks.adain
+        found = network.encoder.features(result.rgb.to(features.device, memory_format=torch.channels_last))
+        target = network.apply_code(features, wanted[-1])
         codes = [code_from_moments(moments(f)) for f in found]
         losses = (float(content_loss(found[-1], target)), float(style_loss(codes, wanted)))
     return Cell(style, options.norm, on_white(to_pil(result)), seconds, *losses)

@@ -78,7 +78,7 @@ def evaluate(
     """
     if norm.partition(":")[0] not in ("adain", "cin", "decoder"):
         raise OptionError(f"evaluate takes the norms adain, cin and decoder:NORM, which match a painting; got {norm!r}")
-    stylizer = transfer.network(norm)
+    stylizer = transfer.networks.of(norm)
 
     def load(file: Path) -> Tensor:
         picture = transfer.fit(file, Options(size=size))

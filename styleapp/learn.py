@@ -50,15 +50,15 @@ def learn_style(
         ImageError: for a painting or photo that cannot be used.
         WeightsError: if no CIN network is there.
     """
-    check_style_name(name, transfer.gallery, overwrite=overwrite)
+    check_style_name(name, transfer.styles.gallery, overwrite=overwrite)
     paths = list(photos) or example_photos()
     if not paths:
         raise OptionError("no photos to learn on: give some with --content")
     options = Options(size=size, style_size=style_size)
     pictures = [transfer.fit(path, options) for path in paths]
-    network = transfer.conditional(CIN).stylizer
+    network = transfer.networks.conditional(CIN).stylizer
     picture = read_image(painting, transfer.max_pixels)
-    ends = transfer.gallery.sizes[0], transfer.gallery.sizes[-1]
+    ends = transfer.styles.gallery.sizes[0], transfer.styles.gallery.sizes[-1]
     steps_at = {style_size: steps} | {s: steps // 5 for s in ends if s != style_size}
 
     def told(before: int, step: int, loss: float) -> None:
@@ -95,4 +95,4 @@ def learn_style(
             for k, v in zip(("content", "style"), getattr(learned, w), strict=True)
         },
     }
-    return transfer.save_style(painting, name, overwrite=overwrite, learned=codes, about=about), learned
+    return transfer.styles.save(painting, name, overwrite=overwrite, learned=codes, about=about), learned

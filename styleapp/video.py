@@ -127,7 +127,7 @@ def stylize_frames(
         OptionError: for what an animation does not take, see :meth:`StyleTransfer.animate`.
     """
     options = check_options(transfer, style, options)
-    code = transfer.code(style, options.style_size, options.norm, options.refine).to(transfer.device)
+    code = transfer.styles.code(style, options.style_size, options.norm, options.refine).to(transfer.device)
     count = batch_size or (8 if transfer.device.type == "cuda" else 1)
     source = iter(frames)
     while some := list(itertools.islice(source, count)):
@@ -153,7 +153,7 @@ def _at_once(
     smoother: Smoother,
 ) -> list[Picture]:
     """Frames of one size, each normalised with its smoothed moments."""
-    network = transfer.network(options.norm)
+    network = transfer.networks.of(options.norm)
     first = next(iter(network.norms))
 
     def steady(name: str, x: Tensor) -> Moments:
@@ -174,8 +174,8 @@ def check_options(transfer: StyleTransfer, style: Style, options: Options) -> Op
     Raises:
         OptionError: for norms that match more than moments, and for colours that are matched to each frame.
     """
-    options = transfer.settled(options, [style])
-    matching = parse_norm(options.norm, transfer.stylizer.encoder.num_channels)
+    options = transfer.styles.settled(options, [style])
+    matching = parse_norm(options.norm, transfer.networks.adain.encoder.num_channels)
     if matching.kind != "moments" or options.norm == "in" or options.color not in ("none", "luma"):
         raise OptionError("a film takes the norms cin, adain, adaln, adabn and adagn, and the colors none and luma")
     return options
@@ -247,10 +247,10 @@ def _in_segments(
     progress: Callable[[int, int], None],
     stop: Callable[[], Any],
 ) -> Film:
-    code = transfer.code(style, options.style_size, options.norm, options.refine)
+    code = transfer.styles.code(style, options.style_size, options.norm, options.refine)
     numbers = torch.cat([code.gamma, code.beta]).float().cpu().numpy().tobytes()
     settings = [asdict(options), smooth, quality, segment_seconds, transfer.precision]
-    key = json.dumps([sha256(source), *settings, transfer.checksum_of(options.norm)])
+    key = json.dumps([sha256(source), *settings, transfer.networks.checksum_of(options.norm)])
     _keep_if(work, hashlib.sha256(key.encode() + numbers).hexdigest())
     segments: list[Path] = []
     smoother = Smoother(smooth)

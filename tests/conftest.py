@@ -151,7 +151,7 @@ def transfer(weights: Path) -> StyleTransfer:
 def foreseeing(weights: Path) -> StyleTransfer:
     """With a predictor, so that its CIN network takes any painting."""
     transfer = StyleTransfer("cpu", "fp32", weights=weights)
-    network = transfer.conditional("cin").stylizer
+    network = transfer.networks.conditional("cin").stylizer
     torch.manual_seed(0)
     predictor = CodePredictor(sum(network.encoder.layer_channels.values()), network.code_channels, hidden=8)
     for layer in (predictor.last, predictor.correct):

@@ -208,7 +208,7 @@ def test_the_plain_network_of_the_benchmark_is_the_same_network(transfer):
     from styleapp.bench import flops, plain_network
 
     image, style = torch.rand(1, 3, 40, 32), torch.rand(1, 3, 32, 32)
-    stylizer = transfer.stylizer
+    stylizer = transfer.networks.adain
     plain, features = plain_network(stylizer), stylizer.encoder(style)
     with FlopCounterMode(display=False) as counter:
         found = plain(image, features)
@@ -285,10 +285,10 @@ class TestSavedStyles:
 
 def test_a_painting_is_encoded_once(transfer, monkeypatch):
     calls = []
-    real = type(transfer).measure
-    monkeypatch.setattr(type(transfer), "measure", lambda *a, **k: calls.append(1) or real(*a, **k))
+    real = type(transfer.styles).measure
+    monkeypatch.setattr(type(transfer.styles), "measure", lambda *a, **k: calls.append(1) or real(*a, **k))
     painting = noise(64, 64, seed=77)
     for _ in range(3):
-        transfer.code(painting, 64)
-    transfer.code(painting, 48)
+        transfer.styles.code(painting, 64)
+    transfer.styles.code(painting, 48)
     assert len(calls) == 2

@@ -13,6 +13,7 @@ from styleapp.codes import CodeCache, CodeKey, codes_folder, digest_of
 from styleapp.images import from_pil
 from styleapp.models import StyleCode
 from styleapp.pipeline import StyleTransfer
+from styleapp.styles import Styles
 
 KEY = CodeKey("painting", 512, "network", 3, "cpu fp32")
 CODE = StyleCode(torch.rand(1, 8, 1, 1), torch.rand(1, 8, 1, 1))
@@ -118,7 +119,7 @@ class TestByTheCommand:
         def measure(*_: object) -> StyleCode:
             raise AssertionError("it is known")
 
-        monkeypatch.setattr(StyleTransfer, "measure", measure)
+        monkeypatch.setattr(Styles, "measure", measure)
         code, out, _ = run(*arguments, "b.png")
         assert code == 0 and json.loads(out)["output"] == "b.png"
         assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

@@ -38,8 +38,8 @@ def test_losses_of_a_painting_are_those_of_its_pixels(transfer, tmp_path):
     path = str(tmp_path / "p.png")
     found = compare(transfer, PHOTO, [path], ["adain", "wct"], SMALL).cells[0]
     result = transfer.picture(PHOTO, path, SMALL).rgb
-    features = transfer.stylizer.encoder.features(result)
-    painting = transfer.stylizer.encoder.features(from_pil(noise(64, 64, seed=5)).rgb)
+    features = transfer.networks.adain.encoder.features(result)
+    painting = transfer.networks.adain.encoder.features(from_pil(noise(64, 64, seed=5)).rgb)
     wanted = sum(
         (a.mean((2, 3)) - b.mean((2, 3))).square().mean()
         + ((a.var((2, 3), correction=0) + 1e-5).sqrt() - (b.var((2, 3), correction=0) + 1e-5).sqrt()).square().mean()
@@ -101,8 +101,8 @@ def test_decoders_with_norms_inside(transfer, weights, tmp_path):
     tensors = load_file(weights / "ablation_in.safetensors")
     decoder = Decoder(16, norm="in").eval()
     decoder.load_state_dict({k: v.float() for k, v in tensors.items()})
-    code = transfer.code("great-wave", 64)
-    stylizer = Stylizer(transfer.stylizer.encoder, decoder)
+    code = transfer.styles.code("great-wave", 64)
+    stylizer = Stylizer(transfer.networks.adain.encoder, decoder)
     wanted = stylizer(PHOTO.rgb, code).clamp(0, 1)
     found = transfer.picture(PHOTO, "great-wave", Options(norm="decoder:in", style_size=64)).rgb
     assert (found - wanted).abs().max() <= 1 / 255
@@ -117,8 +117,8 @@ def test_decoders_with_norms_inside(transfer, weights, tmp_path):
         transfer.picture(large, "great-wave", Options(norm="decoder:in", style_size=64, tile="64"))
     with pytest.raises(OptionError, match="got 'wn', there are none, bn, in"):
         transfer.picture(PHOTO, "great-wave", Options(norm="decoder:wn"))
-    assert transfer.checksum_of("decoder:bn") == transfer.checksum("ablation_bn")
-    assert transfer.checksum_of("adagn:8") == transfer.checksum("adain_decoder")
+    assert transfer.networks.checksum_of("decoder:bn") == transfer.networks.checksum("ablation_bn")
+    assert transfer.networks.checksum_of("adagn:8") == transfer.networks.checksum("adain_decoder")
 
 
 def test_learn_teaches_a_style_and_changes_no_other(run, photo, tmp_path):
@@ -153,15 +153,15 @@ def test_cin_of_a_saved_style_that_was_not_learned_says_how(run, photo, tmp_path
 def test_conditional_networks_in_the_pipeline(transfer, tmp_path):
     noise(64, 64, seed=5).save(tmp_path / "p.png")
     cin, painting = Options(norm="cin"), str(tmp_path / "p.png")
-    network = transfer.conditional("cin")
+    network = transfer.networks.conditional("cin")
     a, b = network.codes["great-wave"], network.codes["the-visit"]
     plain = network.stylizer(PHOTO.rgb, a).clamp(0, 1)
     assert (transfer.picture(PHOTO, "great-wave", cin).rgb - plain).abs().max() <= 1 / 255
     ends = transfer.picture(PHOTO, {"great-wave": 1.0, "the-visit": 0.0}, cin).rgb
     assert torch.equal(ends, transfer.picture(PHOTO, "great-wave", cin).rgb)
-    mixed = [transfer.code({"great-wave": 1 - w, "the-visit": w}, norm="cin") for w in (0.0, 0.5, 1.0)]
+    mixed = [transfer.styles.code({"great-wave": 1 - w, "the-visit": w}, norm="cin") for w in (0.0, 0.5, 1.0)]
     assert torch.allclose(mixed[1].gamma, (a.gamma + b.gamma) / 2)
-    measured = transfer.code(painting, 64, "cin")
+    measured = transfer.styles.code(painting, 64, "cin")
     assert measured.num_channels == network.stylizer.code_channels
     assert torch.equal(transfer.picture(PHOTO, "great-wave", Options(norm="cin", alpha=0.0)).rgb, PHOTO.rgb)
     with pytest.raises(OptionError, match="give one name, no mix"):

@@ -4,18 +4,29 @@ import re
 from pathlib import Path
 
 import pytest
+from conftest import noise
 
 ROOT = Path(__file__).parents[1]
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.S | re.M)
 BLOCKS = [
     pytest.param(block, id=f"{page.name}-{i}")
     for page in sorted([*ROOT.glob("docs/*.md")])
-    for i, block in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M))
+    for i, block in enumerate(PYTHON.findall(page.read_text(encoding="utf-8")))
 ]
 
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_examples_run(block):
     exec(compile(block, "docs", "exec"), {})
+
+
+def test_the_example_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("photo.jpg", "painting.jpg"):
+        noise(48, 64).save(name)
+    (block,) = PYTHON.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    exec(compile(block, "README", "exec"), {})
+    assert all((tmp_path / name).exists() for name in ("out.png", "mixed.png"))
 
 
 def test_links_lead_somewhere():

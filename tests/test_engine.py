@@ -519,9 +519,9 @@ def test_regions_of_a_conditional_network_are_cut_from_whole_pictures(tile):
 @pytest.mark.parametrize("transparency", [False, True])
 def test_the_shipped_conditional_network_tiled_equals_untiled(side, tile, transparency):
     transfer = StyleTransfer("cpu", "fp32")
-    network = transfer.network("cin")
+    network = transfer.networks.of("cin")
     p = cutout(picture(side, side + 13)) if transparency else picture(side, side + 13)
-    layers = [Layer(transfer.code("great-wave", norm="cin"), 1.0)]
+    layers = [Layer(transfer.styles.code("great-wave", norm="cin"), 1.0)]
     tiled = render(network, p, layers, Plan(even(p.size, tile), False))
     assert difference(tiled, render(network, p, layers, whole(p))) <= 2e-4
 

@@ -34,7 +34,7 @@ def test_every_pair_counts(transfer, folders):
     unchanged, network = evaluate(transfer, *folders, size=32, progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (12, 12) and len(seen) == 12
 
-    encoder = transfer.stylizer.encoder
+    encoder = transfer.networks.adain.encoder
     wanted, by_painting = 0.0, dict.fromkeys((p.name for p in folders[1].iterdir()), 0.0)
     for photo in sorted(folders[0].iterdir()):
         for painting in sorted(folders[1].iterdir()):
@@ -52,7 +52,7 @@ def test_every_pair_counts(transfer, folders):
     psnr = 0.0
     for photo in sorted(folders[0].iterdir()):
         image = transfer.fit(photo, options()).rgb
-        decoded = transfer.stylizer.decoder(encoder(image))[..., : image.shape[2], : image.shape[3]].clamp(0, 1)
+        decoded = transfer.networks.adain.decoder(encoder(image))[..., : image.shape[2], : image.shape[3]].clamp(0, 1)
         psnr -= 10 * float(((decoded * 255).round() / 255 - image).square().mean().log10()) / 4
     assert network.identity_psnr == pytest.approx(psnr, abs=0.01)
 
@@ -84,7 +84,7 @@ def test_paintings_through_the_conditional_network(transfer, folders):
             made = transfer.picture(transfer.fit(photo, options()), painting, Options(norm="cin", style_size=32)).rgb
             of_painting = transfer.fit(painting, options()).rgb
             codes = [
-                [code_from_moments(moments(f)) for f in transfer.stylizer.encoder.features(x)]
+                [code_from_moments(moments(f)) for f in transfer.networks.adain.encoder.features(x)]
                 for x in (made, of_painting)
             ]
             wanted += float(style_loss(*codes)) / 12

@@ -208,7 +208,7 @@ class TestAnimation:
         mask = Image.new("L", (56, 40), 255)
         options = Options(norm="cin", style_size=64, tile=tile)
         found = transfer.animate(Animation(frames, [10, 10], 0), "great-wave", options).frames
-        network, code = transfer.network("cin"), transfer.code("great-wave", 64, "cin")
+        network, code = transfer.networks.of("cin"), transfer.styles.code("great-wave", 64, "cin")
         image = torch.cat([frame.rgb for frame in frames])
         wanted = network(image, code, 1.0, lambda name, x: merge(*map(moments, x.split(1)))).clamp(0, 1)
         for one, other in zip(found, wanted.split(1), strict=True):

@@ -39,7 +39,7 @@ def test_every_way_to_name_a_photo_or_a_style(transfer, photo, tmp_path):
     by_str = transfer.stylize(str(photo), str(tmp_path / "painting.png"), **SIZE)
     by_image = transfer.stylize(Image.open(photo), painting, **SIZE)
     by_bytes = transfer.stylize(photo.read_bytes(), (tmp_path / "painting.png").read_bytes(), **SIZE)
-    by_code = transfer.stylize(read_image(photo), transfer.code(painting, 64))
+    by_code = transfer.stylize(read_image(photo), transfer.styles.code(painting, 64))
     for other in (by_str, by_image, by_bytes, by_code):
         assert np.array_equal(array(by_path), array(other))
 
@@ -49,10 +49,10 @@ def test_mixing(transfer, photo):
     b = transfer.stylize(photo, "wheat-field", **SIZE)
     assert np.array_equal(array(a), array(transfer.stylize(photo, {"great-wave": 1, "wheat-field": 0}, **SIZE)))
     assert np.array_equal(array(b), array(transfer.stylize(photo, [("great-wave", 0.0), ("wheat-field", 3.0)], **SIZE)))
-    code = transfer.code({"great-wave": 1, "wheat-field": 3}, 64)
-    gammas = [transfer.code(n, 64).gamma for n in ("great-wave", "wheat-field")]
+    code = transfer.styles.code({"great-wave": 1, "wheat-field": 3}, 64)
+    gammas = [transfer.styles.code(n, 64).gamma for n in ("great-wave", "wheat-field")]
     assert torch.allclose(code.gamma, 0.25 * gammas[0] + 0.75 * gammas[1])
-    nested = transfer.code([(noise(32, 32), 1), ("great-wave", 1)], 64)
+    nested = transfer.styles.code([(noise(32, 32), 1), ("great-wave", 1)], 64)
     assert nested.num_channels == 16
 
 
@@ -71,7 +71,7 @@ def test_size_is_the_short_side(transfer):
 
 def test_stroke_size_changes_the_code_not_the_output_size(transfer):
     painting = noise(90, 70, seed=3)
-    assert not torch.allclose(transfer.code(painting, 32).gamma, transfer.code(painting, 90).gamma)
+    assert not torch.allclose(transfer.styles.code(painting, 32).gamma, transfer.styles.code(painting, 90).gamma)
 
 
 def test_transparency_survives(transfer):
@@ -231,18 +231,18 @@ class TestAuto:
     def test_paintings_and_mixes_with_them(self, transfer, photo, painting):
         assert self.same(transfer, photo, painting, "adain")
         assert self.same(transfer, photo, [("great-wave", 0.4), (painting, 0.6)], "adain", style_size=64)
-        assert transfer.settled(Options(), [[("great-wave", 1.0), (painting, 0.0)]]).norm == "cin"
+        assert transfer.styles.settled(Options(), [[("great-wave", 1.0), (painting, 0.0)]]).norm == "cin"
 
     def test_what_a_learned_code_cannot_do(self, transfer):
-        assert transfer.settled(Options(), ["great-wave"]).norm == "cin"
+        assert transfer.styles.settled(Options(), ["great-wave"]).norm == "cin"
         for options in ({"style_size": 32}, {"color": "coral"}, {"color": "palette"}):
-            assert transfer.settled(Options(**options), ["great-wave"]).norm == "adain"
-        assert transfer.settled(Options(norm="wct"), ["great-wave"]).norm == "wct"
-        assert transfer.settled(Options(color="luma"), ["great-wave"]).norm == "cin"
+            assert transfer.styles.settled(Options(**options), ["great-wave"]).norm == "adain"
+        assert transfer.styles.settled(Options(norm="wct"), ["great-wave"]).norm == "wct"
+        assert transfer.styles.settled(Options(color="luma"), ["great-wave"]).norm == "cin"
 
     def test_learned_codes_have_stroke_sizes(self, transfer, photo):
         """Between those that were learned, 64, 128 and the usual 512, interpolated; beyond them AdaIN."""
-        small, middle, large = (transfer.code("great-wave", size, "cin") for size in (128, 256, 512))
+        small, middle, large = (transfer.styles.code("great-wave", size, "cin") for size in (128, 256, 512))
         assert torch.allclose(middle.gamma, small.gamma.lerp(large.gamma, 0.5)) and not torch.equal(
             small.beta, large.beta
         )
@@ -252,8 +252,8 @@ class TestAuto:
 
     def test_codes_are_of_the_network_that_they_fit(self, transfer, photo):
         for norm in ("cin", "adain"):
-            code = transfer.code("great-wave", 64, norm)
-            assert transfer.settled(Options(), [code]).norm == norm
+            code = transfer.styles.code("great-wave", 64, norm)
+            assert transfer.styles.settled(Options(), [code]).norm == norm
             transfer.stylize(photo, code)
 
     def test_regions_share_one_network(self, transfer, photo, painting):
@@ -289,13 +289,13 @@ class TestAuto:
             (painting, {"style_size": 48, "color": "coral"}),
             ([(painting, 0.4), (noise(60, 60, seed=6), 0.6)], {"style_size": 64}),
         ):
-            assert foreseeing.settled(Options(**options), [style]).norm == "cin"
+            assert foreseeing.styles.settled(Options(**options), [style]).norm == "cin"
             found, wanted = (foreseeing.stylize(photo, style, **options, **norm) for norm in ({}, {"norm": "cin"}))
             assert np.array_equal(array(found), array(wanted))
-        assert foreseeing.settled(Options(), [[("great-wave", 0.4), (painting, 0.6)]]).norm == "cin"
+        assert foreseeing.styles.settled(Options(), [[("great-wave", 0.4), (painting, 0.6)]]).norm == "cin"
         for options in ({"style_size": 32}, {"color": "coral"}):
-            assert foreseeing.settled(Options(**options), ["great-wave", painting]).norm == "adain"
-        assert foreseeing.settled(Options(color="palette"), [painting]).norm == "adain"
+            assert foreseeing.styles.settled(Options(**options), ["great-wave", painting]).norm == "adain"
+        assert foreseeing.styles.settled(Options(color="palette"), [painting]).norm == "adain"
 
     def test_prepared_paintings_still_meet_any_style(self, foreseeing, photo, painting):
         """Also a name that only AdaIN knows at this size."""
@@ -330,15 +330,15 @@ class TestAuto:
 
     def test_saved_paintings_keep_what_was_predicted(self, foreseeing, painting, tmp_path, monkeypatch):
         monkeypatch.setenv("STYLEAPP_STYLES", str(tmp_path))
-        foreseeing.save_style(painting, "mine")
-        assert foreseeing.settled(Options(), ["mine"]).norm == "cin"
-        predicted = foreseeing.code(painting, norm="cin")
-        assert torch.allclose(foreseeing.code("mine", norm="cin").gamma, predicted.gamma, rtol=2e-3, atol=1e-4)
+        foreseeing.styles.save(painting, "mine")
+        assert foreseeing.styles.settled(Options(), ["mine"]).norm == "cin"
+        predicted = foreseeing.styles.code(painting, norm="cin")
+        assert torch.allclose(foreseeing.styles.code("mine", norm="cin").gamma, predicted.gamma, rtol=2e-3, atol=1e-4)
 
     def test_a_network_that_was_loaded_for_a_picture_can_be_learned_with(self, transfer, photo, painting):
         transfer.stylize(photo, "great-wave", norm="cin")
         rows = [from_pil(p).rgb for p in (painting, Image.open(photo))]
-        learn_code(transfer.conditional("cin").stylizer, rows[0], rows[1:], steps=2, size=32)
+        learn_code(transfer.networks.conditional("cin").stylizer, rows[0], rows[1:], steps=2, size=32)
 
     def test_without_a_cin_network(self, weights, tmp_path, photo):
         shutil.copytree(weights, tmp_path / "w")
@@ -346,7 +346,7 @@ class TestAuto:
         del manifest["files"]["cin"]
         (tmp_path / "w" / "manifest.json").write_text(json.dumps(manifest))
         bare = StyleTransfer("cpu", "fp32", weights=tmp_path / "w")
-        assert bare.settled(Options(), ["great-wave"]).norm == "adain" and not bare.learned_styles
+        assert bare.styles.settled(Options(), ["great-wave"]).norm == "adain" and not bare.styles.learned_styles
         bare.stylize(photo, "great-wave", style_size=64)
 
     def test_tiles_are_told_to_take_long(self, transfer, photo, monkeypatch):

@@ -69,13 +69,14 @@ def test_two_processes_make_the_same_bytes(weights, photos, tmp_path):
 def test_batches_are_as_single_photos(weights, photos, tmp_path, batch_size):
     list(Worker(settings(weights)).run(tasks_of(photos, tmp_path / "one")))
     worker = Worker(replace(settings(weights), batch_size=batch_size))
-    most, forward = [0], worker.transfer.stylizer.forward
+    network = worker.transfer.networks.of("cin")
+    most, forward = [0], network.forward
 
     def counting(image, *more):
         most[0] = max(most[0], len(image))
         return forward(image, *more)
 
-    worker.transfer.stylizer.forward = counting
+    network.forward = counting
     done = list(worker.run(tasks_of(photos, tmp_path / "many")))
     assert len(done) == 12 and most[0] == min(batch_size, 4)
     a, b = (contents(tmp_path / name) for name in ("one", "many"))

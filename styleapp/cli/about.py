@@ -62,7 +62,7 @@ def styles_save(
         from styleapp.pipeline import StyleTransfer
 
         keep_freed_memory()
-        typer.echo(StyleTransfer(device, precision).save_style(painting, name, overwrite=overwrite))
+        typer.echo(StyleTransfer(device, precision).styles.save(painting, name, overwrite=overwrite))
 
 
 def info(as_json: Json = False) -> None:

@@ -128,7 +128,7 @@ def speed_of(settings: Settings) -> float:
 
     transfer = StyleTransfer(settings.device, settings.precision)
     photo = Picture(torch.rand(1, 3, 256, 256))
-    code = transfer.stylizer.measure(photo.rgb.to(transfer.device))
+    code = transfer.networks.adain.measure(photo.rgb.to(transfer.device))
     transfer.render(photo, code)  # the first is slower
     start = time.perf_counter()
     transfer.render(photo, code)
@@ -151,7 +151,7 @@ def prepared(settings: Settings, jobs: Sequence[Job]) -> tuple[StyleTransfer, st
     transfer = settings.transfer()
     for name in dict.fromkeys(job.style for job in jobs):
         transfer.prepare(name, settings.options)
-    checksum = transfer.checksum_of(settings.options.norm)
+    checksum = transfer.networks.checksum_of(settings.options.norm)
     return transfer, settings_hash(settings.options, transfer.precision, settings.quality, checksum)
 
 

@@ -69,7 +69,7 @@ def compare(
         options = Options(size=size, style_size=style_size)
         chosen = [m.strip() for m in methods.split(",") if m.strip()] or list(comparing.METHODS)
         if sweep == "groups":
-            chosen = comparing.group_sweep(transfer.stylizer.encoder.num_channels)
+            chosen = comparing.group_sweep(transfer.networks.adain.encoder.num_channels)
         elif sweep == "decoders":
             chosen = comparing.decoder_sweep(transfer)
             if not chosen:

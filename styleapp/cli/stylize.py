@@ -300,7 +300,7 @@ def stylize_file(
     moving = isinstance(photo, Path) and photo.suffix.lower() in ANIMATED and target.suffix.lower() in ANIMATED
     film = read_animation(photo, transfer.max_pixels) if moving else None
     styles = [*([] if style is None else [style]), *(name for _, name, _ in more["regions"])]
-    used = transfer.settled(options, styles)
+    used = transfer.styles.settled(options, styles)
     if film is not None:
         read = time.perf_counter()
         done = transfer.animate(film, style, used, **more)

@@ -162,7 +162,7 @@ class _Endpoints:
 
     def styles(self) -> list[dict[str, str]]:
         """The named styles: name, title, artist, year, museum and licence, and whether the CIN network knows it."""
-        learned = self.service.transfer.learned_styles
+        learned = self.service.transfer.styles.learned_styles
         return [
             {
                 "name": s.name,
@@ -173,14 +173,14 @@ class _Endpoints:
                 "licence": s.licence,
                 "learned": str(s.name in learned).lower(),
             }
-            for s in self.service.transfer.gallery.styles.values()
+            for s in self.service.transfer.styles.gallery.styles.values()
         ]
 
 
 def endpoints(service: Service) -> None:
     """Add them to the page, without anything to see."""
     does = _Endpoints(service)
-    sizes = service.transfer.gallery.sizes
+    sizes = service.transfer.styles.gallery.sizes
     with gr.Group(visible=False):
         photo, painting = upload("photo"), upload("painting")
         style = gr.Dropdown([name for _, name in service.choices], label="style", value=None)

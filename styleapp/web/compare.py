@@ -113,7 +113,7 @@ def compare_tab(service: Service) -> None:
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> str:
-        channels = service.transfer.stylizer.encoder.num_channels
+        channels = service.transfer.networks.adain.encoder.num_channels
         more = {"session": request.session_hash, "progress": lambda share: progress(share, desc="Comparing")}
         return frame(compared(service, photo, painting or style, group_sweep(channels), size, "sweep", **more))
 

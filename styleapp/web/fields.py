@@ -86,5 +86,5 @@ def style_field(service: Service, label: str = "Style", **more: Any) -> gr.Dropd
 
 def stroke_field(service: Service) -> gr.Slider:
     """The size at which a painting is measured."""
-    sizes = service.transfer.gallery.sizes
+    sizes = service.transfer.styles.gallery.sizes
     return gr.Slider(sizes[0], sizes[-1], service.stroke, step=1, label="Stroke size")

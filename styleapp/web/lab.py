@@ -96,8 +96,8 @@ def lab_tab(service: Service) -> None:
                 raise OptionError("choose a photo and a style")
             transfer = service.transfer
             picture = transfer.fit(photo, Options(size=256))
-            features = transfer.stylizer.encoder(filled(picture).rgb.to(transfer.device))
-            code = transfer.code(style, service.stroke).to(transfer.device)
+            features = transfer.networks.adain.encoder(filled(picture).rgb.to(transfer.device))
+            code = transfer.styles.code(style, service.stroke).to(transfer.device)
             channels = features.shape[1]
             groups = {"gn": next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0)}.get(norm)
             matching = parse_norm(f"adagn:{groups}" if groups else NORMS[norm], channels)

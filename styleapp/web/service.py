@@ -79,12 +79,12 @@ class Service:
     @property
     def choices(self) -> list[tuple[str, str]]:
         """(caption, name) of every named style."""
-        return [(caption(style), name) for name, style in self.transfer.gallery.styles.items()]
+        return [(caption(style), name) for name, style in self.transfer.styles.gallery.styles.items()]
 
     @property
     def stroke(self) -> int:
         """The usual size at which a painting is measured, within what the gallery has."""
-        sizes = self.transfer.gallery.sizes
+        sizes = self.transfer.styles.gallery.sizes
         return min(max(Options().style_size, sizes[0]), sizes[-1])
 
     def check_names(self, *styles: str) -> None:
@@ -94,8 +94,8 @@ class Service:
             OptionError: with what was meant, perhaps.
         """
         for style in styles:
-            if style not in self.transfer.gallery.styles:
-                raise unknown_name("style", style, self.transfer.gallery.styles)
+            if style not in self.transfer.styles.gallery.styles:
+                raise unknown_name("style", style, self.transfer.styles.gallery.styles)
 
     def network(self, *styles: str | None, color: str = "none", style_size: float | None = None) -> str:
         """The norm that the page takes by itself: "cin" where it knows every one of these, else "adain".
@@ -106,7 +106,7 @@ class Service:
             style_size: that of the page if None.
         """
         options = Options(color=color, style_size=round(style_size or self.stroke))
-        return self.transfer.settled(options, [s or "" for s in styles]).norm
+        return self.transfer.styles.settled(options, [s or "" for s in styles]).norm
 
     @property
     def queue(self) -> dict[str, Any]:
@@ -291,15 +291,15 @@ class Service:
         photos = example_photos()
         if not photos:
             return []
-        options = Options(size=max(THUMBNAIL, self.transfer.stylizer.min_size))
+        options = Options(size=max(THUMBNAIL, self.transfer.networks.adain.min_size))
         photo = self.transfer.fit(photos[0], options)
         height, width = photo.size
         top, left = 0, (width - min(height, width)) // 2
         edge = min(height, width)
         square = replace(photo, pixels=photo.pixels[..., top : top + edge, left : left + edge])
-        sizes = self.transfer.gallery.sizes
+        sizes = self.transfer.styles.gallery.sizes
         size = min(max(256, sizes[0]), sizes[-1])
-        styles = self.transfer.gallery.styles
+        styles = self.transfer.styles.gallery.styles
         looks = {n: replace(options, style_size=size, norm=self.network(n, style_size=size)) for n in styles}
         return [(to_pil(self.transfer.picture(square, n, how)), n) for n, how in looks.items()]
 

@@ -53,7 +53,7 @@ def stylize_tab(service: Service, page: gr.Blocks) -> None:
             alpha = gr.Slider(0, 1, defaults.alpha, step=0.05, label="Strength")
             style_size = stroke_field(service)
             with gr.Accordion("More", open=False):
-                networks = {k: v for k, v in NETWORKS.items() if k != "cin" or service.transfer.learned_styles}
+                networks = {k: v for k, v in NETWORKS.items() if k != "cin" or service.transfer.styles.learned_styles}
                 norm = gr.Dropdown([(v, k) for k, v in networks.items()], value="auto", label="Network")
                 color = gr.Dropdown([(COLOUR_NAMES[c], c) for c in COLOURS], value="none", label="Colours")
                 size = gr.Number(defaults.size, label="Short side of the result (0: as the photo)", precision=0)

@@ -147,8 +147,8 @@ def test_with_a_predictor_uploads_go_through_cin(foreseeing, photos):
 def test_a_preview_does_not_wait_for_a_code_to_be_refined(foreseeing, photos, monkeypatch):
     service = Service(foreseeing)
     asked: list[int] = []
-    measure = foreseeing.measure
-    monkeypatch.setattr(foreseeing, "measure", lambda *args: asked.append(args[3]) or measure(*args))
+    measure = foreseeing.styles.measure
+    monkeypatch.setattr(foreseeing.styles, "measure", lambda *args: asked.append(args[3]) or measure(*args))
     assert service.preview(photos[0], photos[1], replace(OPTIONS, refine=2)) is not None
     service.stylize(photos[0], photos[1], replace(OPTIONS, refine=2))
     assert asked == [0, 2]

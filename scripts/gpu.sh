@@ -6,6 +6,7 @@
 #   scripts/gpu.sh in [MINUTES]      IN networks for three paintings, from the CIN network
 #   scripts/gpu.sh ablation [MINUTES] small decoders with norms inside, 10,000 steps each
 #   scripts/gpu.sh evaluate          losses of what lies in runs/, on data/eval
+#   scripts/gpu.sh sizes             codes of the CIN network that was evaluated at other stroke sizes
 #   scripts/gpu.sh test              the tests that a GPU is needed for
 #   scripts/gpu.sh bench             timings to benchmarks/
 #   scripts/gpu.sh all [MINUTES]     one after the other
@@ -23,14 +24,14 @@ mkdir -p "$RUNS"
 
 if [ -n "$TOY" ]; then
     DEVICE=auto TRAIN=(--width 0.0625 --steps 3 --batch-size 2 --pairs 1 --size 32)
-    CIN=(--width 0.0625 --steps 3 --batch-size 1 --pairs 1 --size 32 --style-size 32) IN=("${CIN[@]}") ABLATION=(--steps 1) INIT_TRAIN=() INIT_CIN=() SIZES=(32) RUNS_TIMED=1 EVAL=32
+    CIN=(--width 0.0625 --steps 3 --batch-size 1 --pairs 1 --size 32 --style-size 32) IN=("${CIN[@]}") ABLATION=(--steps 1) LEARN=(--steps 1 --photos 2 --size 32 --sizes 32) INIT_TRAIN=() INIT_CIN=() SIZES=(32) RUNS_TIMED=1 EVAL=32
 else
     DEVICE=cuda COMMON=(--batch-size 8 --pairs 2 --size 256 --identity-weight 100 --grid-weight 60)
     TRAIN=("${COMMON[@]}" --width 1 --steps "${STEPS:-60000}" --lr 5e-4 --warmup 200 --equivariance-weight 5 --pattern-share 0.1)
     CIN=("${COMMON[@]}" --width 0.75 --steps "${STEPS:-30000}" --lr 5e-4 --code-lr 2e-3 --predictor-lr 3e-4 --warmup 100 --ema 0.998
         --equivariance-weight 18 --style-weight 10 --further-share 0.75 --pattern-share 0.1)
     IN=("${COMMON[@]}" --pairs 1 --width 0.75 --steps "${STEPS:-10000}" --lr 4e-4 --equivariance-weight 24)
-    ABLATION=(--steps 10000 --size 256)
+    ABLATION=(--steps 10000 --size 256) LEARN=()
     INIT_TRAIN=(--init weights/adain_decoder.safetensors) INIT_CIN=(--init weights/cin.safetensors)
     SIZES=(256 512 1024 2048) RUNS_TIMED=20 EVAL=512
 fi
@@ -72,6 +73,13 @@ evaluate() {
     done
 }
 
+sizes() {
+    local weights=$RUNS/weights
+    [ -d "$weights" ] || weights=weights
+    STYLEAPP_WEIGHTS=$weights "$PYTHON" scripts/learn_sizes.py --gallery "$DATA/gallery" --content "$DATA/train/content" \
+        --out "$RUNS/cin_sizes.safetensors" --device "$DEVICE" "${LEARN[@]}"
+}
+
 run_tests() {
     if [ -n "$TOY" ]; then
         "$PYTHON" -m pytest tests/norms/test_functional.py
@@ -98,8 +106,9 @@ case ${1:-} in
     cin) cin "${2:-}" ;;
     in) instance "${2:-}" ;;
     ablation) ablation "${2:-}" ;;
+    sizes) sizes ;;
     test) run_tests ;;
     bench) bench ;;
-    all) train "${2:-}" && cin "${2:-}" && instance "${2:-}" && ablation "${2:-}" && evaluate && run_tests && bench ;;
+    all) train "${2:-}" && cin "${2:-}" && instance "${2:-}" && ablation "${2:-}" && evaluate && sizes && run_tests && bench ;;
     *) sed -n '2,/^set /{/^#/p}' "$0" && exit 2 ;;
 esac

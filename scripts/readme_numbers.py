@@ -120,6 +120,18 @@ def losses() -> list[Row]:
     return [*rows, ("style loss of small AdaIN decoders by the norm inside", by_norm, inside["command"])]
 
 
+def films() -> list[Row]:
+    film = load("film")
+    change, seconds, command = film["change"], film["seconds"], film["command"]
+    text = ", ".join(f"{norm} {found['smoothed']:.1f} ({found['own']:.1f})" for norm, found in change.items())
+    times = ", ".join(f"{norm} {1 / value:.1f}" for norm, value in seconds.items())
+    what = "what a moving camera changes at each place of the scene, in levels of 255 (without smoothing)"
+    return [
+        (f"films: {what}", text, command),
+        ("films of 320 × 320, frames a second", times, command),
+    ]
+
+
 def page() -> list[Row]:
     web = load("web")
     one, memory, command = web["one_visitor_seconds"], web["memory_mb"], web["command"]
@@ -143,7 +155,7 @@ def table() -> str:
         f"and {cin['config']['width']:g} (CIN); median of the runs."
     )
     lines = [about, "", "| what | measured | command |", "|---|---|---|"]
-    rows = [*speed(), *on_a_gpu(), *fidelity(), *losses(), *page()]
+    rows = [*speed(), *on_a_gpu(), *fidelity(), *losses(), *films(), *page()]
     return "\n".join([*lines, *(f"| {what} | {measured} | `{command}` |" for what, measured, command in rows)])
 
 

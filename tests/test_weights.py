@@ -3,8 +3,8 @@ import shutil
 
 import pytest
 import torch
-from conftest import FILES, STYLES
-from safetensors.torch import save_file
+from conftest import FILES, STYLES, noise
+from safetensors.torch import load_file, save_file
 
 from styleapp.errors import OptionError, WeightsError
 from styleapp.models import Decoder
@@ -173,3 +173,33 @@ def test_the_manifest_of_a_release_builds_the_decoder(tmp_path):
     Decoder(512, **config).load_state_dict(made.state_dict())
     save_file(Decoder(512, 0.5).state_dict(), file)
     assert release.decoder_config(file) == {"width": 0.5, "upsampling": "nearest"}
+
+
+def test_learning_stroke_sizes_goes_on_where_it_was_stopped(copy, tmp_path, monkeypatch, capsys):
+    import learn_sizes
+
+    monkeypatch.setenv("STYLEAPP_WEIGHTS", str(copy))
+    for folder, names in (("gallery", STYLES), ("content", ["photo"])):
+        (tmp_path / folder).mkdir()
+        for i, name in enumerate(names):
+            noise(40, 52, seed=i).save(tmp_path / folder / f"{name}.jpg")
+    out = tmp_path / "sizes.safetensors"
+    folders = ["--gallery", str(tmp_path / "gallery"), "--content", str(tmp_path / "content"), "--out", str(out)]
+
+    def learn(steps: int, *sizes: int) -> int:
+        arguments = [*folders, "--steps", steps, "--photos", 1, "--size", 32, "--sizes", *sizes]
+        monkeypatch.setattr("sys.argv", ["learn_sizes.py", *map(str, arguments)])
+        learn_sizes.main()
+        return len(capsys.readouterr().out.splitlines())
+
+    assert learn(2, 32) == 3
+    first = load_file(out)
+    assert learn(2, 32, 48) == 3
+    codes = load_file(out)
+    assert sorted(codes) == sorted(f"{name}.{size}" for name in STYLES for size in (32, 48))
+    assert all(torch.equal(codes[key], value) for key, value in first.items())
+    start = Weights(copy).load("cin")["codes"][0]
+    assert codes[f"{STYLES[0]}.32"].shape == start.shape and not torch.equal(codes[f"{STYLES[0]}.32"], start)
+    with pytest.raises(SystemExit):
+        learn(3, 32)
+    assert "was made otherwise" in capsys.readouterr().err

@@ -1,6 +1,6 @@
 """How steady films are, and how quickly they are made: a camera moves over photos, 3 and 2 pixels from frame to frame.
 
-    python scripts/bench_film.py --content eval/content [--every 20] > benchmarks/film.json
+    python scripts/bench_film.py --content eval/content [--every 5] > benchmarks/film.json
 
 "change" is the mean difference, in levels of 255, between the same places of the scene in two frames that follow one
 another, away from the borders: with moments smoothed over half a second, as ``styleapp stylize clip.mp4`` does it, and
@@ -47,7 +47,7 @@ def change(frames: list[Picture]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--content", type=Path, required=True)
-    parser.add_argument("--every", type=int, default=20, help="take every so many of the photos")
+    parser.add_argument("--every", type=int, default=5, help="take every so many of the photos")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     keep_freed_memory()

@@ -13,6 +13,7 @@ import json
 import statistics
 import sys
 import time
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from styleapp.allocator import keep_freed_memory
 from styleapp.bench import machine
+from styleapp.devices import find_device, find_precision
 from styleapp.evaluate import images
 from styleapp.images import Picture
 from styleapp.options import Options
@@ -28,7 +30,8 @@ from styleapp.pipeline import StyleTransfer
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
-    return float(-10 * (a - b).square().mean().log10())
+    """In dB; 100 where they are equal."""
+    return float(-10 * (a - b).square().mean().clamp(min=1e-10).log10())
 
 
 def main() -> None:
@@ -41,31 +44,33 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     keep_freed_memory()
-    transfers = {precision: StyleTransfer(args.device, precision) for precision in ("fp32", "auto")}
-    low = transfers["auto"].precision
+    device = find_device(args.device)
+    lower = dict.fromkeys(find_precision("auto", device, int8=int8) for int8 in (False, True))
+    transfers = {precision: StyleTransfer(args.device, precision) for precision in dict.fromkeys(["fp32", *lower])}
     options = Options(size=args.size, tile="off", norm="cin")
     photos, paintings = images(args.content)[:: args.every], images(args.style)[:: args.every]
     largest: list[float] = []
-    tiled: list[float] = []
-    rounded: list[float] = []
-    found_apart: list[float] = []
+    found_psnr: dict[str, list[float]] = defaultdict(list)
     for i, photo in enumerate(photos):
         picture = transfers["fp32"].fit(photo, options)
-        image = Picture(picture.rgb)  # in float: no rounding to 8 bits hides anything
+        image = Picture(picture.rgb)  # in float: no rounding to 8 bits hides anything; it is what int8 is not for
+        seen = {name: picture if name == "int8" else image for name in transfers}
         for painting in paintings:
             codes = {
                 name: transfer.styles.code(painting, options.style_size, "cin") for name, transfer in transfers.items()
             }
             found = {
-                (name, tile): transfer.picture(image, codes["fp32"], replace(options, tile=tile)).rgb
+                (name, tile): transfer.picture(seen[name], codes["fp32"], replace(options, tile=tile)).rgb
                 for name, transfer in transfers.items()
                 for tile in ("off", str(args.tile))
             }
             whole = found["fp32", "off"]
             largest.append(float((found["fp32", str(args.tile)] - whole).abs().max()))
-            tiled.append(psnr(found["auto", str(args.tile)], found["auto", "off"]))
-            rounded.append(psnr(found["auto", "off"], whole))
-            found_apart.append(psnr(transfers["auto"].picture(image, codes["auto"], options).rgb, whole))
+            for low in lower:
+                own = transfers[low].picture(seen[low], codes[low], options).rgb
+                found_psnr[f"{low}_tiled_psnr"].append(psnr(found[low, str(args.tile)], found[low, "off"]))
+                found_psnr[f"{low}_against_fp32_psnr"].append(psnr(found[low, "off"], whole))
+                found_psnr[f"{low}_with_its_own_code_psnr"].append(psnr(own, whole))
         print(f"{i + 1} of {len(photos)} photos", file=sys.stderr)
     result = {
         "command": f"python scripts/bench_precision.py --content eval/content --style eval/style --every {args.every}",
@@ -75,9 +80,7 @@ def main() -> None:
         "size": args.size,
         "tile": args.tile,
         "fp32_tiled_largest_difference": max(largest),
-        f"{low}_tiled_psnr": {"least": min(tiled), "median": statistics.median(tiled)},
-        f"{low}_against_fp32_psnr": {"least": min(rounded), "median": statistics.median(rounded)},
-        f"{low}_with_its_own_code_psnr": {"least": min(found_apart), "median": statistics.median(found_apart)},
+        **{k: {"least": min(v), "median": statistics.median(v)} for k, v in found_psnr.items()},
     }
     print(json.dumps(result, indent=1))
 

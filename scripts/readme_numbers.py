@@ -22,7 +22,7 @@ def load(name: str) -> Any:
 
 
 def speed() -> list[Row]:
-    cpu, [compiled] = load("cpu"), load("compile")["compiled"]
+    cpu, exact, [compiled] = load("cpu"), load("cpu_bf16"), load("compile")["compiled"]
     rows: list[Row] = []
     by = {(t["name"], t["size"]): t for t in cpu["timings"]}
     for size in (512, 1024):
@@ -30,8 +30,12 @@ def speed() -> list[Row]:
         for name, which in (("stylize", "AdaIN"), ("stylize, cin", "CIN")):
             seconds = f"{by[name, size]['median']:.2f} s"
             rows.append((f"`stylize` of a PIL image, {which}, {size} × {size}", seconds, BENCH))
-    share = f"{by['network', 512]['share']:.0%}"
-    rows.append(("the network's share of the machine's own rate at matrix products", share, BENCH))
+    plain = {t["name"]: t for t in exact["timings"] if t["size"] == 512}
+    seconds = ", ".join(f"{plain[name]['median']:.2f} s" for name in ("network", "stylize", "stylize, cin"))
+    without = f"{BENCH} --precision bf16"
+    rows.append(("the same three in bfloat16, without integers, 512 × 512", seconds, without))
+    share = f"{plain['network']['share']:.0%}"
+    rows.append(("there, the network's share of the machine's own rate at matrix products", share, without))
     for peer in cpu["peers"]:
         if peer["size"] == 512:
             rows.append((f"against {peer['peer']}, 512 × 512", f"{peer['ratio']:.2f} times as fast", BENCH))
@@ -86,8 +90,10 @@ def fidelity() -> list[Row]:
     found = load("precision")
     what = f"tiles of {found['tile']} px against one piece, float32: largest difference in [0,1]"
     rows = [(what, f"{found['fp32_tiled_largest_difference']:.0e}", found["command"])]
-    names = {"bf16_tiled_psnr": "the same in bfloat16", "bf16_against_fp32_psnr": "bfloat16 against float32"}
-    names["bf16_with_its_own_code_psnr"] = "bfloat16 against float32, each with the code that it found for the painting"
+    names = {"bf16_tiled_psnr": "the same in bfloat16", "int8_tiled_psnr": "the same with int8"}
+    for key, name in (("bf16", "bfloat16"), ("int8", "int8")):
+        names[f"{key}_against_fp32_psnr"] = f"{name} against float32"
+        names[f"{key}_with_its_own_code_psnr"] = f"{name} against float32, each with the code that it found"
     for key, name in names.items():
         text = f"{found[key]['least']:.1f} dB at least, {found[key]['median']:.0f} dB in the median"
         rows.append((f"{name}, {found['pairs']} pairs at {found['size']} px", text, found["command"]))
@@ -151,7 +157,7 @@ def table() -> str:
     cin = json.loads(Path("weights/manifest.json").read_text(encoding="utf-8"))["files"]["cin"]
     about = (
         f"Two cores of an {m['device']} ({m['instructions']}), torch {m['torch']}, {cpu['precision']}, "
-        f"{cpu['matmul_tflops']:.2f} TFLOP/s in matrix products; decoders of width {cpu['width']:g} (AdaIN) "
+        f"{cpu['matmul_tflops']:.2f} TFLOP/s in matrix products (bfloat16); decoders of width {cpu['width']:g} (AdaIN) "
         f"and {cin['config']['width']:g} (CIN); median of the runs."
     )
     lines = [about, "", "| what | measured | command |", "|---|---|---|"]

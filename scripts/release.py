@@ -24,7 +24,7 @@ from torchvision.transforms import v2
 from styleapp.files import read_image
 from styleapp.models import Encoder, StyleCode, code_from_moments
 from styleapp.norms import moments
-from styleapp.weights import ABLATION, CIN, CIN_SIZES, DECODER, ENCODER, IN, LAYERS, STYLES, sha256
+from styleapp.weights import ABLATION, CIN, CIN_SIZES, DECODER, ENCODER, IN, INT8, LAYERS, STYLES, sha256
 
 NORMS = ("none", "bn", "in", "ln", "gn", "switchable")
 """Of small decoders, in the order in which they are shown."""
@@ -131,6 +131,17 @@ def main() -> None:
             **made_with,
         },
     }
+    if (file := args.folder / f"{INT8}.safetensors").exists():
+        files[INT8] = file
+        with safe_open(file, "pt") as stored:
+            made_of = stored.metadata()["encoder_sha256"]
+        entries[INT8] = {
+            "architecture": "vgg19-int8",
+            "config": {},
+            "source": f"made of {ENCODER} by scripts/quantize.py, see README.md beside this file",
+            "licence": entries[ENCODER]["licence"],
+            "encoder_sha256": made_of,
+        }
     for file in sorted([*args.folder.glob(f"{CIN}.safetensors"), *args.folder.glob(f"{IN}*.safetensors")]):
         files[file.stem] = file
         entries[file.stem] = {

@@ -88,7 +88,7 @@ def bench(
         photo = to_pil(picture)
         if size <= 2048:
             image = picture.rgb.to(device, memory_format=torch.channels_last)
-            share = flops(stylizer, size, size) / rate / 1e12
+            share = flops(stylizer, size, size) / rate / 1e12 if stylizer.int8 is None else None  # another rate
             timings.append(_timed("network", size, partial(stylizer, image, code), device, runs, share))
         for tile in tiles:
             run = partial(transfer.stylize, photo, code, tile=tile)
@@ -176,7 +176,7 @@ def _stages(transfer: StyleTransfer, photo: Image.Image, code: StyleCode, size: 
     done = transfer.stylize(photo, code)
     stages: dict[str, Callable[[], object]] = {
         "read JPEG": lambda: read_image(file.getvalue()),
-        "encoder": lambda: stylizer.encoder(image),
+        "encoder": lambda: stylizer.encode(image, exact=False),
         "norm": lambda: stylizer.apply_code(features, code),
         "decoder": lambda: stylizer.decode(target, image),
         "write JPEG": lambda: done.save(io.BytesIO(), "JPEG", quality=95, subsampling="4:4:4"),
@@ -246,7 +246,8 @@ def machine(device: torch.device) -> dict[str, Any]:
         info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
         names = [line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")]
         cpu = names[0] if names else cpu
-        flags = " ".join(f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in info)
+        known = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+        flags = " ".join(f for f in known if f in info)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     return {
         "device": name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from styleapp.errors import DeviceError, unknown_name
 from styleapp.options import DEVICES, PRECISIONS
 
-__all__ = ["check_compiler", "convolves_bf16", "find_device", "find_precision", "has_bf16"]
+__all__ = ["check_compiler", "convolves_bf16", "find_device", "find_precision", "has_bf16", "has_int8"]
 
 
 def find_device(name: str) -> torch.device:
@@ -46,18 +47,26 @@ def check_compiler(device: torch.device) -> None:
         raise DeviceError("compiling for a CPU needs a C++ compiler, and there is no g++ here; leave out --compile")
 
 
-def find_precision(name: str, device: torch.device) -> str:
-    """fp32, bf16 or fp16; "auto" takes the fastest that the device computes in natively.
+def find_precision(name: str, device: torch.device, *, int8: bool = True) -> str:
+    """fp32, bf16, fp16 or int8; "auto" takes the fastest that the device computes in natively.
+
+    Args:
+        int8: whether the weights have an encoder of 8-bit integers; "auto" leaves them out otherwise.
 
     Raises:
         OptionError: for an unknown name.
-        DeviceError: for fp16 on a CPU, whose convolutions are slower in it than in float32, and for bf16 on one for
-            which there are no such convolutions: a plain loop would take a hundred times as long.
+        DeviceError: for fp16 on a CPU, whose convolutions are slower in it than in float32; for bf16 on one for
+            which there are no such convolutions: a plain loop would take a hundred times as long; for int8 on a GPU,
+            and on a CPU without VNNI, where sums of products would overflow.
     """
     if name not in PRECISIONS:
         raise unknown_name("precision", name, PRECISIONS)
     if name == "auto":
+        if int8 and has_int8(device):
+            return "int8"
         return "bf16" if has_bf16(device) else "fp32"
+    if name == "int8" and not has_int8(device):
+        raise DeviceError("precision 'int8' needs a CPU with VNNI, which this is not; use auto, or see styleapp info")
     if name == "fp16" and device.type == "cpu":
         raise DeviceError("precision 'fp16' needs a GPU; on a CPU use fp32, bf16 or auto")
     if name == "bf16" and device.type == "cpu" and not convolves_bf16():
@@ -69,11 +78,23 @@ def has_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 in hardware."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
+    return not _cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16"})
+
+
+def has_int8(device: torch.device) -> bool:
+    """Whether the device multiplies integers of 8 bits in hardware, and PyTorch has oneDNN's convolutions for it."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    vnni = not _cpu_flags().isdisjoint({"avx512_vnni", "avx_vnni", "amx_int8"})
+    return vnni and hasattr(torch.ops.onednn, "qconv2d_pointwise")
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        found = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        return set()
+    return set(found[1].split()) if found else set()
 
 
 def convolves_bf16() -> bool:

@@ -96,13 +96,14 @@ def evaluate(
     for i, file in enumerate(photos):
         photo = load(file)
         layers, own = codes(photo)
-        features, skips = layers[-1], by_layer(layers)
-        identity = _as_saved(stylizer.decode(features, photo, skips))
+        features = layers[-1]
+        seen, skips = (features, by_layer(layers)) if stylizer.int8 is None else stylizer.encode(photo, exact=False)
+        identity = _as_saved(stylizer.decode(seen, photo, skips))
         psnr += -10 * float((identity - photo).square().mean().log10()) / len(photos)
         for j, (code, codes_of_style) in enumerate(zip(measured, wanted, strict=True)):
             target = stylizer.apply_code(features, codes_of_style[-1])
-            seen, found = codes(_as_saved(stylizer.stylized(features, code, photo, skips=skips)))
-            for row, (f, c) in enumerate(((features, own), (seen[-1], found))):
+            made, found = codes(_as_saved(stylizer.stylized(seen, code, photo, skips=skips)))
+            for row, (f, c) in enumerate(((features, own), (made[-1], found))):
                 sums[row, j] += torch.stack([content_loss(f, target), style_loss(c, codes_of_style)])[:, 0].cpu()
             progress(i * len(wanted) + j + 1, len(photos) * len(wanted))
     unchanged, network = sums / len(photos)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from styleapp.devices import check_compiler
+from styleapp.devices import check_compiler, find_precision
 from styleapp.errors import OptionError
 from styleapp.models import Stylizer, TransformerNet
 from styleapp.weights import ABLATION, CIN, DECODER, IN, TRANSFORMER, Conditional, Weights
@@ -17,27 +17,36 @@ __all__ = ["Networks"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def _dtype(precision: str, device: torch.device) -> torch.dtype:
+    """Of all but the encoder of photos: beside integers, what else the device computes in."""
+    return _DTYPES[find_precision("auto", device, int8=False) if precision == "int8" else precision]
+
+
 class Networks:
     """The networks of some weight files, on one device, in one precision.
 
     Args:
-        precision: "fp32", "bf16" or "fp16". Statistics are always in float32.
+        precision: "fp32", "bf16", "fp16" or "int8": 8-bit integers for the features of photos, and what "auto" is
+            without them for the rest. Statistics are always in float32.
         compile: run encoder and AdaIN decoder through torch.compile.
 
     Attributes:
         adain: the network of AdaIN and its kin; the others share its encoder.
+        dtype: of their weights.
     """
 
     def __init__(self, files: Weights, device: torch.device, precision: str, *, compile: bool = False) -> None:
         self.files = files
         self.device = device
-        self._dtype = _DTYPES[precision]
+        self.dtype = _dtype(precision, device)
         self._conditional: dict[str, Conditional] = {}
         self._transformers: dict[str, TransformerNet] = {}
         self._ablations: dict[str, Stylizer] = {}
         self._lock = threading.Lock()
         with torch.inference_mode(False):  # gradients of codes go through it
-            self.adain: Stylizer = files.stylizer().to(device, self._dtype).to(memory_format=torch.channels_last)
+            self.adain: Stylizer = files.stylizer().to(device, self.dtype).to(memory_format=torch.channels_last)
+        if precision == "int8":
+            self.adain.int8 = files.int8_encoder(self.adain.encoder)
         if compile:
             check_compiler(device)
             encoder = self.adain.encoder
@@ -65,9 +74,10 @@ class Networks:
         with self._lock, torch.inference_mode(False):  # learning goes through it too
             if name not in self._conditional:
                 found = self.files.conditional(name, self.adain.encoder)
-                found.stylizer.decoder.to(self.device, self._dtype).to(memory_format=torch.channels_last)
+                found.stylizer.decoder.to(self.device, self.dtype).to(memory_format=torch.channels_last)
                 if found.stylizer.predictor is not None:
                     found.stylizer.predictor.to(self.device)  # in float32, as all statistics
+                found.stylizer.int8 = self.adain.int8
                 self._conditional[name] = found
             return self._conditional[name]
 
@@ -81,9 +91,10 @@ class Networks:
         with self._lock:
             if inside not in self._ablations:
                 found = self.files.ablation(inside, self.adain.encoder)
-                found.decoder.to(self.device, self._dtype).to(memory_format=torch.channels_last)
+                found.decoder.to(self.device, self.dtype).to(memory_format=torch.channels_last)
                 if found.decoder.own_norms is not None:
                     found.decoder.own_norms.float()  # running statistics have no digits to give away
+                found.int8 = self.adain.int8
                 self._ablations[inside] = found
             return self._ablations[inside]
 

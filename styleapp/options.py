@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 DEVICES = ("auto", "cpu", "cuda", "cuda:0")
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 COLOURS = ("none", "luma", "coral", "histogram", "palette")
 NORM_NAMES = ("auto", "adain", "cin", "in", "adaln", "adabn", "efdm", "wct", "adagn", "decoder")
 UPSAMPLINGS = ("bilinear", "nearest")

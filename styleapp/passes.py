@@ -150,7 +150,8 @@ def shared_moments(
         return found[name]
 
     image = torch.cat([picture.rgb for picture in pictures]).to(next(stylizer.parameters()).device)
-    features, skips = stylizer.encode(image.contiguous(memory_format=torch.channels_last))
+    exact = any(picture.pixels.dtype != torch.uint8 for picture in pictures)
+    features, skips = stylizer.encode(image.contiguous(memory_format=torch.channels_last), exact=exact)
     stylizer.restyled(features, code, skips=skips, seen=seen)
     return found
 
@@ -412,7 +413,10 @@ def pooled(share: Tensor, stride: int, size: Sequence[int]) -> Tensor:
 
 
 def _encode(stylizer: Stylizer, picture: Picture, w: Window, layers: Sequence[str]) -> dict[str, Tensor]:
-    """The features of a window at these layers, as they are in those of the whole photo."""
+    """The features of a window at these layers, as they are in those of the whole photo.
+
+    A photo of more than 8 bits keeps them: integers of 8 are for others.
+    """
     if not layers:
         return {}
     encoder = stylizer.encoder
@@ -420,7 +424,8 @@ def _encode(stylizer: Stylizer, picture: Picture, w: Window, layers: Sequence[st
     outer = w.grown(halo_of(max(map(encoder.radius_of, layers))), cells)
     device = next(stylizer.parameters()).device
     crop = unit(picture.pixels[outer.scaled(8, picture.size).index].to(device))  # a quarter of the bytes to bring there
-    features = encoder.features(crop.contiguous(memory_format=torch.channels_last), layers)
+    exact = picture.pixels.dtype != torch.uint8
+    features = stylizer.features(crop.contiguous(memory_format=torch.channels_last), layers, exact=exact)
     found = zip(sorted(layers), features, strict=True)  # in network order
     return {name: f[_at(stylizer, name, w.within(outer), outer.size).index] for name, f in found}
 

@@ -59,8 +59,9 @@ class StyleTransfer:
 
     Args:
         device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:1".
-        precision: "auto" (bf16 where the device computes in it, else fp32), "fp32", "bf16" or "fp16".
-            Statistics are always in float32.
+        precision: "auto", "fp32", "bf16", "fp16" or "int8". "auto" is bf16 where the device computes in it and fp32
+            elsewhere; and on a CPU that multiplies 8-bit integers "int8": the features of photos of 8 bits in these,
+            all else as before. Statistics are always in float32.
         weights: folder with manifest.json; by default the shipped one.
         max_pixels: larger photos and paintings are refused.
         compile: run encoder and AdaIN decoder through torch.compile. The first photo of a size takes about a minute
@@ -88,14 +89,14 @@ class StyleTransfer:
         code_cache: str | os.PathLike[str] | None = None,
     ) -> None:
         self.device = find_device(device)
-        self.precision = find_precision(precision, self.device)
+        files = Weights(Path(weights) if weights is not None else None)
+        self.precision = find_precision(precision, self.device, int8=files.has_int8)
         self.max_pixels = max_pixels
         if self.precision == "fp32" and self.device.type == "cuda":
             torch.backends.cudnn.allow_tf32 = False  # its 10 bits are not float32: tiles would differ from the whole
-        files = Weights(Path(weights) if weights is not None else None)
         self.networks = Networks(files, self.device, self.precision, compile=compile)
         cache = None if code_cache is None else Path(code_cache)
-        arithmetic = f"{self.device.type} {self.precision} {__version__}"
+        arithmetic = f"{self.device.type} {self.networks.dtype} {__version__}"
         self.styles = Styles(self.networks, arithmetic, max_pixels, cache)
 
     def stylize(

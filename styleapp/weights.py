@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from styleapp.errors import OptionError, WeightsError, unknown_name
 from styleapp.files import save_tensors
-from styleapp.models import CodePredictor, Decoder, Encoder, StyleCode, Stylizer, TransformerNet
+from styleapp.models import CodePredictor, Decoder, Encoder, Int8Encoder, StyleCode, Stylizer, TransformerNet
 from styleapp.options import Options
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
 Network = TypeVar("Network", bound=nn.Module)
 
 ENCODER, DECODER, STYLES, CIN, IN = "vgg19_relu4_1", "adain_decoder", "styles", "cin", "in_"
+INT8 = "vgg19_int8"
 CIN_SIZES = "cin_sizes"
 ABLATION = "ablation_"
 LAYERS = ".layers"
@@ -166,6 +167,20 @@ class Weights:
         """The encoder, float32, on the CPU."""
         encoder = Encoder(**self.entries[ENCODER].config) if ENCODER in self.entries else Encoder()
         return _filled(encoder, self.load(ENCODER), self.folder)
+
+    @property
+    def has_int8(self) -> bool:
+        """Whether there is an encoder of 8-bit integers."""
+        return INT8 in self.entries
+
+    def int8_encoder(self, encoder: Encoder) -> Int8Encoder:
+        """``encoder`` in 8-bit integers."""
+        tensors = self.load(INT8)
+        self.check_pair(INT8)
+        try:
+            return Int8Encoder(encoder, tensors)
+        except ValueError as error:
+            raise WeightsError(f"{self.folder / self.entries[INT8].file}: {error}") from None
 
     def stylizer(self) -> Stylizer:
         """Encoder and AdaIN decoder, float32, on the CPU, in evaluation mode."""

@@ -12,7 +12,7 @@ from conftest import noise
 from PIL import Image
 
 from styleapp.devices import find_device, find_precision
-from styleapp.errors import DeviceError, ImageError, OptionError
+from styleapp.errors import DeviceError, ImageError, OptionError, WeightsError
 from styleapp.files import Animation, read_image
 from styleapp.images import from_pil
 from styleapp.options import Options
@@ -190,6 +190,20 @@ def test_bf16_is_refused_where_it_would_be_a_plain_loop(monkeypatch):
         find_precision("bf16", cpu)
     monkeypatch.setattr("styleapp.devices.convolves_bf16", lambda: True)
     assert find_precision("bf16", cpu) == "bf16"
+
+
+def test_int8_needs_a_cpu_and_weights_that_have_it(monkeypatch, weights):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr("styleapp.devices._cpu_flags", set)
+    with pytest.raises(DeviceError, match="'int8' needs a CPU with VNNI"):
+        find_precision("int8", cpu)
+    assert find_precision("auto", cpu) == "fp32"
+    monkeypatch.setattr("styleapp.devices._cpu_flags", lambda: {"avx_vnni"})
+    assert find_precision("auto", cpu) == "int8" and find_precision("auto", cpu, int8=False) == "fp32"
+    with pytest.raises(DeviceError, match="'int8' needs a CPU"):
+        find_precision("int8", torch.device("cuda"))
+    with pytest.raises(WeightsError, match="has no 'vgg19_int8'; it has"):
+        StyleTransfer("cpu", "int8", weights=weights)
 
 
 def test_import_loads_nothing_heavy():

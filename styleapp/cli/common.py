@@ -21,7 +21,7 @@ from styleapp.errors import DeviceError, OptionError, StyleError
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1. Only auto falls back.")]
-Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
+Precision = Annotated[str, typer.Option(help="auto, fp32, bf16, fp16 or int8.")]
 Compile = Annotated[
     bool, typer.Option("--compile", help="Use torch.compile; bench --compile tells what it costs and whether it pays.")
 ]

@@ -1,6 +1,7 @@
 """The networks: encoder, decoder, and the two joined by a norm."""
 
 from styleapp.models.decoder import Decoder
+from styleapp.models.int8 import Int8Encoder
 from styleapp.models.predictor import CodePredictor
 from styleapp.models.stylizer import StyleCode, Stylizer, code_from_moments, unshifted
 from styleapp.models.transformer import TransformerNet
@@ -11,6 +12,7 @@ __all__ = [
     "CodePredictor",
     "Decoder",
     "Encoder",
+    "Int8Encoder",
     "StyleCode",
     "Stylizer",
     "TransformerNet",

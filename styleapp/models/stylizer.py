@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from styleapp.models.decoder import Decoder, Skips
+from styleapp.models.int8 import Int8Encoder
 from styleapp.models.predictor import CodePredictor
 from styleapp.models.refine import refined
 from styleapp.models.vgg import STYLE_LAYERS, Encoder, by_layer
@@ -104,6 +105,9 @@ class Stylizer(nn.Module):
     its decoder sees the photo at further layers (``decoder.skips``), what takes features takes these ``skips`` too.
 
     Holds nothing that depends on a request. Images are RGB in [0,1], (N, 3, H, W), H and W >= 16.
+
+    Attributes:
+        int8: the encoder in integers, for photos; None where they too go through ``encoder``.
     """
 
     def __init__(
@@ -125,6 +129,7 @@ class Stylizer(nn.Module):
         self.eps = eps
         self.conditional = conditional
         self.predictor = predictor
+        self.int8: Int8Encoder | None = None
 
     @property
     def norms(self) -> dict[str, int]:
@@ -178,11 +183,17 @@ class Stylizer(nn.Module):
         # Codes are kept on disk by the version of StyleApp: change these only with it.
         return refined(self, found, seen, probe, steps=refine, lr=0.115, style_weight=2.0, damping=6.0, progress=told)
 
-    def encode(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def encode(self, image: Tensor, *, exact: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
         """Features of the last layer, and those of the layers that the decoder sees besides, by their names."""
         layers = [name for name in STYLE_LAYERS if name in self.decoder.skips.values()]
-        found = self.encoder.features(image, [*layers, self.encoder.last])
+        found = self.features(image, [*layers, self.encoder.last], exact=exact)
         return found[-1], dict(zip(layers, found, strict=False))
+
+    def features(self, image: Tensor, layers: Sequence[str], *, exact: bool = True) -> list[Tensor]:
+        """Features at ``layers``, in network order; unless ``exact``, by :attr:`int8` where there is one."""
+        if exact or self.int8 is None:
+            return self.encoder.features(image, layers)
+        return self.int8.features(image, layers, next(self.parameters()).dtype)
 
     def tried(self, code: StyleCode) -> StyleCode:
         """Joined codes of relu1_1 to relu4_1 of the predictor's probe in each of N codes."""
@@ -266,7 +277,7 @@ class Stylizer(nn.Module):
         With norms inside the decoder: y = (1 - α) · image + α · S, with S the picture at full strength, clamped to
         [0,1] where α < 1. See :func:`styleapp.engine.render`. ``seen`` is as for :meth:`restyled`.
         """
-        features, skips = self.encode(image)
+        features, skips = self.encode(image, exact=False)
         if self.conditional:
             picture = self.stylized(features, code, image, 1, skips, seen)
             return picture if alpha == 1 else image + alpha * (picture.clamp(0, 1) - image)

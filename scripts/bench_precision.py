@@ -45,7 +45,7 @@ def main() -> None:
     args = parser.parse_args()
     keep_freed_memory()
     device = find_device(args.device)
-    lower = dict.fromkeys(find_precision("auto", device, int8=int8) for int8 in (False, True))
+    lower = dict.fromkeys(find_precision("auto", device, integers=i) for i in (False, True))
     transfers = {precision: StyleTransfer(args.device, precision) for precision in dict.fromkeys(["fp32", *lower])}
     options = Options(size=args.size, tile="off", norm="cin")
     photos, paintings = images(args.content)[:: args.every], images(args.style)[:: args.every]

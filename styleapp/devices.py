@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from styleapp.errors import DeviceError, unknown_name
+from styleapp.models import int8
 from styleapp.options import DEVICES, PRECISIONS
 
 __all__ = ["check_compiler", "convolves_bf16", "find_device", "find_precision", "has_bf16", "has_int8"]
@@ -47,11 +48,11 @@ def check_compiler(device: torch.device) -> None:
         raise DeviceError("compiling for a CPU needs a C++ compiler, and there is no g++ here; leave out --compile")
 
 
-def find_precision(name: str, device: torch.device, *, int8: bool = True) -> str:
+def find_precision(name: str, device: torch.device, *, integers: bool = True) -> str:
     """fp32, bf16, fp16 or int8; "auto" takes the fastest that the device computes in natively.
 
     Args:
-        int8: whether the weights have an encoder of 8-bit integers; "auto" leaves them out otherwise.
+        integers: whether the weights have an encoder of 8-bit integers; "auto" leaves them out otherwise.
 
     Raises:
         OptionError: for an unknown name.
@@ -62,7 +63,7 @@ def find_precision(name: str, device: torch.device, *, int8: bool = True) -> str
     if name not in PRECISIONS:
         raise unknown_name("precision", name, PRECISIONS)
     if name == "auto":
-        if int8 and has_int8(device):
+        if integers and has_int8(device):
             return "int8"
         return "bf16" if has_bf16(device) else "fp32"
     if name == "int8" and not has_int8(device):
@@ -82,11 +83,10 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def has_int8(device: torch.device) -> bool:
-    """Whether the device multiplies integers of 8 bits in hardware, and PyTorch has oneDNN's convolutions for it."""
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    """Whether the device multiplies integers of 8 bits in hardware, and PyTorch has convolutions for it."""
+    if device.type != "cpu" or _cpu_flags().isdisjoint({"avx512_vnni", "avx_vnni", "amx_int8"}):
         return False
-    vnni = not _cpu_flags().isdisjoint({"avx512_vnni", "avx_vnni", "amx_int8"})
-    return vnni and hasattr(torch.ops.onednn, "qconv2d_pointwise")
+    return int8.works()
 
 
 def _cpu_flags() -> set[str]:

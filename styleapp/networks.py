@@ -19,7 +19,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def _dtype(precision: str, device: torch.device) -> torch.dtype:
     """Of all but the encoder of photos: beside integers, what else the device computes in."""
-    return _DTYPES[find_precision("auto", device, int8=False) if precision == "int8" else precision]
+    return _DTYPES[find_precision("auto", device, integers=False) if precision == "int8" else precision]
 
 
 class Networks:

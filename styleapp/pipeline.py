@@ -90,7 +90,7 @@ class StyleTransfer:
     ) -> None:
         self.device = find_device(device)
         files = Weights(Path(weights) if weights is not None else None)
-        self.precision = find_precision(precision, self.device, int8=files.has_int8)
+        self.precision = find_precision(precision, self.device, integers=files.has_int8)
         self.max_pixels = max_pixels
         if self.precision == "fp32" and self.device.type == "cuda":
             torch.backends.cudnn.allow_tf32 = False  # its 10 bits are not float32: tiles would differ from the whole

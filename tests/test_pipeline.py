@@ -199,7 +199,8 @@ def test_int8_needs_a_cpu_and_weights_that_have_it(monkeypatch, weights):
         find_precision("int8", cpu)
     assert find_precision("auto", cpu) == "fp32"
     monkeypatch.setattr("styleapp.devices._cpu_flags", lambda: {"avx_vnni"})
-    assert find_precision("auto", cpu) == "int8" and find_precision("auto", cpu, int8=False) == "fp32"
+    monkeypatch.setattr("styleapp.models.int8.works", lambda: True)
+    assert find_precision("auto", cpu) == "int8" and find_precision("auto", cpu, integers=False) == "fp32"
     with pytest.raises(DeviceError, match="'int8' needs a CPU"):
         find_precision("int8", torch.device("cuda"))
     with pytest.raises(WeightsError, match="has no 'vgg19_int8'; it has"):

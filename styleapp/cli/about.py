@@ -83,13 +83,13 @@ def info(as_json: Json = False) -> None:
             except PackageNotFoundError:
                 return "not installed"
 
-        int8 = Weights().has_int8
+        integers = Weights().has_int8
         devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         facts = {
             "styleapp": __version__,
             "python": platform.python_version(),
             **{name: installed(name) for name in ("torch", "torchvision", "pillow", "safetensors", "gradio")},
-            "devices": {name: find_precision("auto", torch.device(name), int8=int8) for name in devices},
+            "devices": {name: find_precision("auto", torch.device(name), integers=integers) for name in devices},
             "threads": torch.get_num_threads(),
             "weights": str(weights_folder()),
             "styles": str(styles_folder()),

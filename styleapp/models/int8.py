@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from styleapp.models.layers import max_pool2x2, padded
 from styleapp.models.vgg import Encoder
 
-__all__ = ["Int8Encoder", "int8_conv2d", "packed"]
+__all__ = ["Int8Encoder", "int8_conv2d", "packed", "works"]
 
 
 class Int8Encoder:
@@ -96,6 +97,17 @@ def int8_conv2d(x: Tensor, kernel: Tensor, step: Tensor, bias: Tensor, dtype: to
         *(x, 1.0, 0), *(kernel, step, zero), bias, [1, 1], [0, 0], [1, 1], 1, *(1.0, 0), dtype, "relu", [], ""
     )
     return result
+
+
+@functools.cache
+def works() -> bool:
+    """Whether this PyTorch has these convolutions; they are not of its documented interface."""
+    x = torch.full((1, 1, 3, 3), 2, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    one = torch.ones(1)
+    try:
+        return int8_conv2d(x, packed(torch.ones(1, 1, 3, 3, dtype=torch.int8), one), one, one, torch.uint8).item() == 19
+    except (AttributeError, RuntimeError):
+        return False
 
 
 def _even(x: Tensor) -> Tensor:

@@ -217,7 +217,8 @@ class StyleTransfer:
         image = torch.cat([photo.pixels for photo in photos])
         if self.device.type == "cuda":
             image = image.pin_memory().to(self.device, non_blocking=True)
-        result = stylizer(unit(image).contiguous(memory_format=torch.channels_last), code, options.alpha)
+        exact = image.dtype != torch.uint8
+        result = stylizer(unit(image).contiguous(memory_format=torch.channels_last), code, options.alpha, exact=exact)
         pixels = quantized(result, photos[0].pixels.dtype)
         return [replace(p, pixels=q) for p, q in zip(photos, pixels.cpu().split(1), strict=True)]
 

@@ -266,6 +266,8 @@ class Stylizer(nn.Module):
         code: StyleCode,
         alpha: float = 1.0,
         seen: Callable[[str, Tensor], Moments] | None = None,
+        *,
+        exact: bool = False,
     ) -> Tensor:
         """The stylized photo, float32, not clamped, of the size of ``image``.
 
@@ -275,9 +277,10 @@ class Stylizer(nn.Module):
         second pass of the decoder where 0 < α < 1 and nothing at α = 1, which is the paper's formula.
 
         With norms inside the decoder: y = (1 - α) · image + α · S, with S the picture at full strength, clamped to
-        [0,1] where α < 1. See :func:`styleapp.engine.render`. ``seen`` is as for :meth:`restyled`.
+        [0,1] where α < 1. See :func:`styleapp.engine.render`. ``seen`` is as for :meth:`restyled`,
+        ``exact`` as for :meth:`features`.
         """
-        features, skips = self.encode(image, exact=False)
+        features, skips = self.encode(image, exact=exact)
         if self.conditional:
             picture = self.stylized(features, code, image, 1, skips, seen)
             return picture if alpha == 1 else image + alpha * (picture.clamp(0, 1) - image)

@@ -16,9 +16,10 @@ from torch.nn import functional as F
 from styleapp.controls import Window
 from styleapp.devices import has_int8
 from styleapp.files import read_image
-from styleapp.images import Picture, to_pil
+from styleapp.images import Picture, quantized, to_pil
 from styleapp.models import STYLE_LAYERS, Decoder, Encoder, Int8Encoder, Stylizer
 from styleapp.models.int8 import int8_conv2d, packed
+from styleapp.options import Options
 from styleapp.passes import _encode
 from styleapp.pipeline import StyleTransfer
 from styleapp.tiles import cells_of
@@ -203,6 +204,18 @@ def test_pictures_are_near_those_of_float(norm, transfer, int8_weights):
     )
     assert _difference(exact, rounded) < 6
     assert _difference(rounded, tiled) < 1
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
+def test_a_batch_is_its_photos(dtype, int8_weights):
+    quick = StyleTransfer("cpu", "int8", weights=int8_weights)
+    photos = [Picture(quantized(smooth(1, 48, 40), dtype)) for _ in range(3)]
+    options = Options(norm="cin", style_size=64)
+    together = quick.pictures(photos, ["great-wave"] * 3, options)
+    for photo, found in zip(photos, together, strict=True):
+        alone = quick.picture(photo, "great-wave", options)
+        assert found.pixels.dtype == dtype
+        assert float((found.rgb - alone.rgb).abs().mean()) < 1e-3
 
 
 def test_codes_of_paintings_are_exact(int8_weights):

@@ -101,11 +101,16 @@ def int8_conv2d(x: Tensor, kernel: Tensor, step: Tensor, bias: Tensor, dtype: to
 
 @functools.cache
 def works() -> bool:
-    """Whether this PyTorch has these convolutions; they are not of its documented interface."""
-    x = torch.full((1, 1, 3, 3), 2, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
-    one = torch.ones(1)
+    """Whether these convolutions are there and right with the largest numbers.
+
+    They are not of PyTorch's documented interface; and without VNNI, or where oneDNN is told to leave it alone, sums of
+    two products are cut to 16 bits.
+    """
+    x = torch.full((1, 16, 3, 3), 255, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    weight = torch.full((16, 16, 3, 3), 127, dtype=torch.int8)
+    step = torch.full((16,), 1 / (9 * 16 * 127))
     try:
-        return int8_conv2d(x, packed(torch.ones(1, 1, 3, 3, dtype=torch.int8), one), one, one, torch.uint8).item() == 19
+        return bool((int8_conv2d(x, packed(weight, step), step, torch.zeros(16), torch.uint8) == 255).all())
     except (AttributeError, RuntimeError):
         return False
 

@@ -1,6 +1,9 @@
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +93,14 @@ def test_a_convolution_is_the_formula():
     whole = int8_conv2d(x, kernel, step, bias, torch.uint8)
     assert whole.dtype == torch.uint8 and float((exact > 255).double().mean()) > 0.05
     assert float((whole.double() - exact.clamp(max=255)).abs().max()) <= 0.5 + 1e-3
+
+
+def test_sums_that_are_cut_are_noticed():
+    """What oneDNN does on CPUs without VNNI, asked for by its own variable."""
+    code = "from styleapp.models import int8; print(int8.works())"
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 @torch.inference_mode()

@@ -72,7 +72,7 @@ def learn_style(
 
     found: dict[int, Learned] = {}
     for at, count in steps_at.items():
-        before = sum(list(steps_at.values())[: len(found)])
+        before = sum(steps_at[done] for done in found)
         found[at] = learn_code(
             network,
             filled(transfer.fit(picture, Options(size=at))).rgb,

@@ -72,9 +72,9 @@ def test_batches_are_as_single_photos(weights, photos, tmp_path, batch_size):
     network = worker.transfer.networks.of("cin")
     most, forward = [0], network.forward
 
-    def counting(image, *more):
+    def counting(image, *more, **named):
         most[0] = max(most[0], len(image))
-        return forward(image, *more)
+        return forward(image, *more, **named)
 
     network.forward = counting
     done = list(worker.run(tasks_of(photos, tmp_path / "many")))

@@ -101,7 +101,7 @@ def bad_inputs(photo: Path) -> dict[str, tuple[list[object], int, str]]:
         "several to a file": ([photo, photo, "-s", "great-wave", "-o", "a.png"], 2, "must be a folder"),
         "same names": ([photo, photo, "-s", "great-wave"], 2, "same name"),
         "device": ([photo, *wave, "--device", "gpu"], 2, "unknown device 'gpu'"),
-        "precision": ([photo, *wave, "--precision", "int8"], 2, "unknown precision 'int8'"),
+        "precision": ([photo, *wave, "--precision", "fp8"], 2, "unknown precision 'fp8'"),
     }
 
 

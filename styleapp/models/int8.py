@@ -39,7 +39,7 @@ class Int8Encoder:
         self.last = encoder.last
         self._convs: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         self._units: dict[str, Tensor] = {}
-        for name in dict.fromkeys(n for n in self.names if n != "M"):
+        for name in (n for n in self.names if n != "M"):
             shape = encoder.get_parameter(f"{name}.weight").shape
             wanted = {"weight": shape, "step": shape[:1], "bias": shape[:1], "unit": shape[:1]}
             if name == self.names[-1]:

@@ -37,9 +37,16 @@ def with_own_pad(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 
 
 def upsampled_first(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, mode: str = "nearest", kernels: object = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    mode: str = "nearest",
+    kernels: object = None,
+    relu: bool = False,
 ) -> Tensor:
-    return F.conv2d(F.pad(F.interpolate(x, scale_factor=2.0, mode=mode), (1, 1, 1, 1), mode="replicate"), weight, bias)
+    wide = F.pad(F.interpolate(x, scale_factor=2.0, mode=mode), (1, 1, 1, 1), mode="replicate")
+    y = F.conv2d(wide, weight, bias)
+    return F.relu_(y) if relu else y
 
 
 REFLECTING: dict[str, Layer] = {

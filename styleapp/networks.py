@@ -46,7 +46,7 @@ class Networks:
         with torch.inference_mode(False):  # gradients of codes go through it
             self.adain: Stylizer = files.stylizer().to(device, self.dtype).to(memory_format=torch.channels_last)
         if precision == "int8":
-            self.adain.int8 = files.int8_encoder(self.adain.encoder)
+            self.adain.use_int8(files.int8_encoder(self.adain.encoder))
         if compile:
             check_compiler(device)
             encoder = self.adain.encoder
@@ -74,10 +74,11 @@ class Networks:
         with self._lock, torch.inference_mode(False):  # learning goes through it too
             if name not in self._conditional:
                 found = self.files.conditional(name, self.adain.encoder)
+                if self.adain.int8 is not None:
+                    found.stylizer.use_int8(self.adain.int8)
                 found.stylizer.decoder.to(self.device, self.dtype).to(memory_format=torch.channels_last)
                 if found.stylizer.predictor is not None:
                     found.stylizer.predictor.to(self.device)  # in float32, as all statistics
-                found.stylizer.int8 = self.adain.int8
                 self._conditional[name] = found
             return self._conditional[name]
 
@@ -91,10 +92,11 @@ class Networks:
         with self._lock:
             if inside not in self._ablations:
                 found = self.files.ablation(inside, self.adain.encoder)
+                if self.adain.int8 is not None:
+                    found.use_int8(self.adain.int8)
                 found.decoder.to(self.device, self.dtype).to(memory_format=torch.channels_last)
                 if found.decoder.own_norms is not None:
                     found.decoder.own_norms.float()  # running statistics have no digits to give away
-                found.int8 = self.adain.int8
                 self._ablations[inside] = found
             return self._ablations[inside]
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from styleapp.models.int8 import int8_conv2d
 from styleapp.models.layers import UPSAMPLINGS, ReflectConv2d
 from styleapp.models.vgg import STYLE_LAYERS
 from styleapp.norms import BatchNorm, make_norm
@@ -17,7 +19,7 @@ LayerNorms = Callable[[str, Tensor], Tensor]
 """What is done to the output of a named layer, such as normalising it."""
 
 Skips = Mapping[str, Tensor]
-"""Features of the photo at layers of the encoder, by their names."""
+"""Features of the photo at layers of the encoder, by their names; or the whole numbers, uint8, that stand for them."""
 
 
 def decoder_channels(in_channels: int = 512, width: float = 1.0) -> list[tuple[str, int, int]]:
@@ -98,6 +100,8 @@ class Decoder(nn.Module):
             place = next(name for name in self.hidden if name.startswith(block))
             self.skips[place] = layer
             self.add_module(f"skip_{layer}", nn.Conv2d(channels, self.hidden[place], 1, bias=False))
+        self.int8_skips: dict[str, tuple[Tensor, Tensor]] = {}
+        """Kernel and step of :func:`int8_conv2d` in place of these convolutions, for whole numbers."""
         self.own_norms: nn.ModuleDict | None = None
         if norm != "none":
             self.own_norms = nn.ModuleDict({name: make_norm(norm, c) for name, c in self.hidden.items()})
@@ -173,25 +177,34 @@ class Decoder(nn.Module):
         if after is not None:
             names = names[names.index(after) + 1 :]
             x = F.relu(self._normed(after, x, norms))
+        plain = norms is None and self.own_norms is None
         upsampling = None
         for name in names:
             if name == "up":
                 upsampling = self.upsampling
                 continue
-            x = self.get_submodule(name)(x, upsampling=upsampling)
+            last = name in (until, self.names[-1])
+            at_once = plain and not last and name not in self.skips
+            x = self.get_submodule(name)(x, upsampling=upsampling, relu=at_once)
             upsampling = None
             if name in self.skips:
                 x += self._skipped(self.skips[name], x, skips or {})
-            if name in (until, self.names[-1]):
+            if last:
                 break
-            x = F.relu_(self._normed(name, x, norms))
+            if not at_once:
+                x = F.relu(self._normed(name, x, norms))  # in place takes longer: others' cores have written it
         return x
 
     def _skipped(self, layer: str, like: Tensor, skips: Skips) -> Tensor:
         """What comes in from a layer of the encoder, of the shape of ``like``."""
         if layer not in skips:
             raise ValueError(f"this decoder sees {', '.join(self.skips.values())} of the photo too: {layer} is missing")
-        y: Tensor = self.get_submodule(f"skip_{layer}")(skips[layer].to(like.dtype))
+        features = skips[layer]
+        if features.dtype == torch.uint8:
+            features = features.contiguous(memory_format=torch.channels_last)
+            y = int8_conv2d(features, *self.int8_skips[layer], None, like.dtype, "none")
+        else:
+            y = self.get_submodule(f"skip_{layer}")(features.to(like.dtype))
         beyond = (0, like.shape[3] - y.shape[3], 0, like.shape[2] - y.shape[2])  # features reach to a multiple of 8
         if any(beyond):
             y = F.pad(y, beyond, mode="replicate")

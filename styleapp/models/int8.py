@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -55,8 +56,13 @@ class Int8Encoder:
                 self._units[name.replace("conv", "relu")] = tensors[f"{name}.unit"]
 
     @torch.no_grad()
-    def features(self, image: Tensor, layers: Sequence[str], dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    def features(
+        self, image: Tensor, layers: Sequence[str], dtype: torch.dtype = torch.float32, *, whole: bool = False
+    ) -> list[Tensor]:
         """As :meth:`Encoder.features`, in ``dtype``; of an image in [0,1], whose values are rounded to 8 bits.
+
+        Args:
+            whole: all but the last as the whole numbers that they are, uint8: what :meth:`projection` takes.
 
         Raises:
             ValueError: for a name that this network does not have.
@@ -73,10 +79,20 @@ class Int8Encoder:
             layer = name.replace("conv", "relu")
             x = int8_conv2d(padded(x, "reflect"), *self._convs[name], dtype if layer == self.last else torch.uint8)
             if layer in layers:
-                found.append(x if layer == self.last else x.to(dtype).mul_(self._units[layer].to(dtype)[:, None, None]))
+                as_is = whole or layer == self.last
+                found.append(x if as_is else x.to(dtype).mul_(self._units[layer].to(dtype)[:, None, None]))
             if len(found) == len(set(layers)):
                 break
         return found
+
+    def projection(self, layer: str, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Kernel and step of :func:`int8_conv2d` for the whole numbers of a layer: (O, C, 1, 1) of its features.
+
+        The units go into the weights, which are then rounded to 8 bits, each row in steps of its own.
+        """
+        weight = weight.detach().float() * self._units[layer][:, None, None]
+        step = weight.abs().amax((1, 2, 3)).clamp_min(torch.finfo(torch.float32).tiny) / 127
+        return packed((weight / step[:, None, None, None]).round().to(torch.int8), step), step
 
 
 def packed(weight: Tensor, step: Tensor) -> Tensor:
@@ -85,16 +101,24 @@ def packed(weight: Tensor, step: Tensor) -> Tensor:
     return result
 
 
-def int8_conv2d(x: Tensor, kernel: Tensor, step: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+def int8_conv2d(
+    x: Tensor,
+    kernel: Tensor,
+    step: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    then: Literal["relu", "none"] = "relu",
+) -> Tensor:
     """relu(step · Σ w·x + bias) of a kernel from :func:`packed`, rounded and cut where ``dtype`` is uint8.
 
     Args:
         x: uint8 (N, C, H, W), channels_last; no padding is added.
         step, bias: float32 (O,).
+        then: "none" leaves the relu out.
     """
     zero = torch.zeros(len(step), dtype=torch.int8)
     result: Tensor = torch.ops.onednn.qconv2d_pointwise(
-        *(x, 1.0, 0), *(kernel, step, zero), bias, [1, 1], [0, 0], [1, 1], 1, *(1.0, 0), dtype, "relu", [], ""
+        *(x, 1.0, 0), *(kernel, step, zero), bias, [1, 1], [0, 0], [1, 1], 1, *(1.0, 0), dtype, then, [], ""
     )
     return result
 

@@ -64,6 +64,7 @@ def upsampled_conv2d(
     bias: Tensor | None = None,
     mode: str = "nearest",
     kernels: Callable[[Tensor, str], Tensor] | None = None,
+    relu: bool = False,
 ) -> Tensor:
     """Convolve with a 3x3 kernel after upsampling to twice the size and repeating the border pixels.
 
@@ -79,27 +80,37 @@ def upsampled_conv2d(
         bias: (O,) or None.
         mode: one of :data:`UPSAMPLINGS`.
         kernels: :func:`subpixel_kernels`, or what has kept them.
+        relu: whether one follows: here it costs nothing.
 
     Returns:
         (N, O, 2H, 2W).
     """
     if _wants_gradient(x, weight):
         if mode == "nearest":
-            return reflect_conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias)
-        return F.conv2d(_bilinear_with_border(x), weight, bias)
+            y = reflect_conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias)
+        else:
+            y = F.conv2d(_bilinear_with_border(x), weight, bias)
+        return F.relu(y) if relu else y
     n, _, height, width = x.shape
     out_channels = weight.shape[0]
     parts = (kernels or subpixel_kernels)(weight, mode)
     y = F.conv2d(padded(x, "replicate"), parts, None if bias is None else bias.repeat(4))
     out = _empty(n, out_channels, 2 * height, 2 * width, like=y)
     places = out.permute(0, 2, 3, 1).view(n, height, 2, width, 2, out_channels)
+
+    def put(what: Tensor, where: Tensor) -> None:
+        if relu and not torch.compiler.is_compiling():
+            torch.clamp(what, min=0, out=where)
+        else:
+            where.copy_(F.relu(what) if relu else what)
+
     if parts.shape[-1] == 3:  # even and odd places see the same pixels
-        places.copy_(y.permute(0, 2, 3, 1).view(n, height, width, 2, 2, out_channels).transpose(2, 3))
+        put(y.permute(0, 2, 3, 1).view(n, height, width, 2, 2, out_channels).transpose(2, 3), places)
         return out
     for i, part in enumerate(y.split(out_channels, 1)):
         row, column = divmod(i, 2)  # of two pixels, odd places see the later ones
         seen = part[:, :, row : row + height, column : column + width]
-        places[:, :, row, :, column] = seen.permute(0, 2, 3, 1)
+        put(seen.permute(0, 2, 3, 1), places[:, :, row, :, column])
     return out
 
 
@@ -209,11 +220,12 @@ class ReflectConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size=3)
         self._kept: tuple[object, Tensor, Tensor] | None = None
 
-    def forward(self, x: Tensor, *, upsampling: str | None = None) -> Tensor:
-        """(N, C, H, W) to (N, O, H, W), or (N, O, 2H, 2W) where upsampling comes first."""
-        if upsampling is None:
-            return reflect_conv2d(x, self.weight, self.bias)
-        return upsampled_conv2d(x, self.weight, self.bias, upsampling, self._kernels)
+    def forward(self, x: Tensor, *, upsampling: str | None = None, relu: bool = False) -> Tensor:
+        """(N, C, H, W) to (N, O, H, W), or (N, O, 2H, 2W) where upsampling comes first; then a ReLU if asked for."""
+        if upsampling is not None:
+            return upsampled_conv2d(x, self.weight, self.bias, upsampling, self._kernels, relu)
+        y = reflect_conv2d(x, self.weight, self.bias)
+        return F.relu_(y) if relu else y
 
     def _kernels(self, weight: Tensor, mode: str) -> Tensor:
         """:func:`subpixel_kernels`, made once for a weight: a GPU would wait for them in each picture."""

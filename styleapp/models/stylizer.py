@@ -107,7 +107,7 @@ class Stylizer(nn.Module):
     Holds nothing that depends on a request. Images are RGB in [0,1], (N, 3, H, W), H and W >= 16.
 
     Attributes:
-        int8: the encoder in integers, for photos; None where they too go through ``encoder``.
+        int8: the encoder in integers, for photos; None where they too go through ``encoder``. See :meth:`use_int8`.
     """
 
     def __init__(
@@ -190,10 +190,20 @@ class Stylizer(nn.Module):
         return found[-1], dict(zip(layers, found, strict=False))
 
     def features(self, image: Tensor, layers: Sequence[str], *, exact: bool = True) -> list[Tensor]:
-        """Features at ``layers``, in network order; unless ``exact``, by :attr:`int8` where there is one."""
+        """Features at ``layers``, in network order.
+
+        Unless ``exact``, by :attr:`int8` where there is one: all but the last then are whole numbers, as the decoder
+        takes them too.
+        """
         if exact or self.int8 is None:
             return self.encoder.features(image, layers)
-        return self.int8.features(image, layers, next(self.parameters()).dtype)
+        return self.int8.features(image, layers, next(self.parameters()).dtype, whole=True)
+
+    def use_int8(self, encoder: Int8Encoder) -> None:
+        """From now on photos go through this encoder."""
+        self.int8 = encoder
+        weights = {layer: self.decoder.get_parameter(f"skip_{layer}.weight") for layer in self.decoder.skips.values()}
+        self.decoder.int8_skips = {layer: encoder.projection(layer, weight) for layer, weight in weights.items()}
 
     def tried(self, code: StyleCode) -> StyleCode:
         """Joined codes of relu1_1 to relu4_1 of the predictor's probe in each of N codes."""

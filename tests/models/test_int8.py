@@ -168,8 +168,30 @@ def test_parts_are_those_of_the_whole_to_the_bit(stylizer_with, height, width, d
 @pytest.fixture(scope="module")
 def stylizer_with(encoder, int8):
     stylizer = Stylizer(encoder, Decoder(16))
-    stylizer.int8 = int8
+    stylizer.use_int8(int8)
     return stylizer
+
+
+@torch.inference_mode()
+def test_what_the_decoder_sees_besides_are_whole_numbers(encoder, int8):
+    """In place of the features that they stand for, through kernels that have the units inside."""
+    torch.manual_seed(0)
+    decoder = Decoder(16, upsampling="bilinear", skips={"relu1_1": 4, "relu2_1": 6})
+    stylizer = alive(Stylizer(encoder, decoder, conditional=True)).to(memory_format=torch.channels_last)
+    stylizer.use_int8(int8)
+    image = smooth(2, 45, 50)
+    layers = ["relu1_1", "relu2_1", "relu4_1"]
+    features, skips = stylizer.encode(image, exact=False)
+    as_features = dict(zip(layers, int8.features(image, layers), strict=True))
+    assert {name: x.dtype for name, x in skips.items()} == {"relu1_1": torch.uint8, "relu2_1": torch.uint8}
+    assert torch.equal(features, as_features["relu4_1"])
+    for name, x in skips.items():
+        from_features = decoder.get_submodule(f"skip_{name}")(as_features[name])
+        from_whole = int8_conv2d(x, *decoder.int8_skips[name], None, torch.float32, "none")
+        assert from_whole.lt(0).any() and decibels(from_features, from_whole) > 35
+    found, wanted = (stylizer.decode(features, image, seen) for seen in (skips, as_features))
+    assert decibels(wanted, found) > 35
+    assert decibels(wanted, stylizer.decode(features, image, {n: torch.zeros_like(x) for n, x in skips.items()})) < 30
 
 
 @torch.inference_mode()

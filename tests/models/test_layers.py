@@ -56,7 +56,19 @@ def test_upsampling_first(batch, height, width, bias, channels_last, mode):
     found = upsampled_conv2d(x, w, b, mode)
     assert torch.allclose(found, wanted, atol=1e-12)
     assert height == width == 1 or found.is_contiguous(memory_format=layout)  # a single pixel has either layout
+    assert torch.allclose(upsampled_conv2d(x, w, b, mode, relu=True), wanted.relu(), atol=1e-12)
     assert torch.allclose(upsampled_conv2d(x, w.requires_grad_(), b, mode), wanted, atol=1e-12)
+    assert torch.allclose(upsampled_conv2d(x, w, b, mode, relu=True), wanted.relu(), atol=1e-12)
+
+
+@pytest.mark.parametrize("upsampling", [None, *UPSAMPLINGS])
+def test_a_relu_that_follows(upsampling):
+    layer, x = ReflectConv2d(3, 4), torch.randn(2, 3, 6, 7)
+    wanted = layer(x, upsampling=upsampling).relu()
+    assert 0.2 < float((wanted == 0).double().mean()) < 0.8
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            assert torch.allclose(layer(x, upsampling=upsampling, relu=True), wanted, atol=1e-5)
 
 
 def test_kernels_are_kept_for_one_weight_only():

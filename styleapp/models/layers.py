@@ -52,7 +52,8 @@ def reflect_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     if min(x.shape[-2:]) < 2:
         raise ValueError(f"reflection padding needs at least 2x2 pixels, got {x.shape[-2]}x{x.shape[-1]}")
     if _wants_gradient(x, weight):
-        return F.conv2d(reflected(x) if x.is_cuda else F.pad(x, (1, 1, 1, 1), mode="reflect"), weight, bias)
+        own = x.is_cuda or x.dtype == torch.bfloat16  # of which torch's pad on a CPU makes further copies
+        return F.conv2d(reflected(x) if own else F.pad(x, (1, 1, 1, 1), mode="reflect"), weight, bias)
     if x.is_cuda:
         return F.conv2d(padded(x, "reflect"), weight, bias)
     return corrected_conv2d(x, weight, bias)

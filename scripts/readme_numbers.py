@@ -6,6 +6,7 @@ python scripts/readme_numbers.py
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeAlias
@@ -21,17 +22,27 @@ def load(name: str) -> Any:
     return json.loads(Path(f"benchmarks/{name}.json").read_text(encoding="utf-8"))
 
 
+def seconds_of(value: float) -> str:
+    """Two digits, or as many as there are before the point."""
+    return f"{value:.{max(0, 1 - math.floor(math.log10(value)))}f} s"
+
+
 def speed() -> list[Row]:
     cpu, exact, [compiled] = load("cpu"), load("cpu_bf16"), load("compile")["compiled"]
+    other = load("cpu_epyc")
     rows: list[Row] = []
     by = {(t["name"], t["size"]): t for t in cpu["timings"]}
     for size in (512, 1024):
-        rows.append((f"the AdaIN network, {size} × {size}", f"{by['network', size]['median']:.2f} s", BENCH))
+        rows.append((f"the AdaIN network, {size} × {size}", seconds_of(by["network", size]["median"]), BENCH))
         for name, which in (("stylize", "AdaIN"), ("stylize, cin", "CIN")):
-            seconds = f"{by[name, size]['median']:.2f} s"
+            seconds = seconds_of(by[name, size]["median"])
             rows.append((f"`stylize` of a PIL image, {which}, {size} × {size}", seconds, BENCH))
+    there = {t["name"]: seconds_of(t["median"]) for t in other["timings"] if t["size"] == 512}
+    text = ", ".join(there[name] for name in ("network", "stylize", "stylize, cin"))
+    what = f"on two cores of an {other['machine']['device']} without AMX, {other['matmul_tflops']:.2f} TFLOP/s"
+    rows.append((f"the same three {what}, {other['date'][:10]}, 512 × 512", text, BENCH))
     plain = {t["name"]: t for t in exact["timings"] if t["size"] == 512}
-    seconds = ", ".join(f"{plain[name]['median']:.2f} s" for name in ("network", "stylize", "stylize, cin"))
+    seconds = ", ".join(seconds_of(plain[name]["median"]) for name in ("network", "stylize", "stylize, cin"))
     without = f"{BENCH} --precision bf16"
     rows.append(("the same three in bfloat16, without integers, 512 × 512", seconds, without))
     share = f"{plain['network']['share']:.0%}"
@@ -40,7 +51,8 @@ def speed() -> list[Row]:
         if peer["size"] == 512:
             rows.append((f"against {peer['peer']}, 512 × 512", f"{peer['ratio']:.2f} times as fast", BENCH))
     pays = f"pays from {compiled['pays_from']} pictures on" if compiled["pays_from"] else "does not pay here"
-    text = f"{compiled['first']:.0f} s, then {compiled['compiled']:.2f} s instead of {compiled['eager']:.2f} s: {pays}"
+    first, then, instead = (seconds_of(compiled[name]) for name in ("first", "compiled", "eager"))
+    text = f"{first}, then {then} instead of {instead}: {pays}"
     rows.append(("torch.compile: the first picture of 512 × 512", text, "styleapp bench --size 512 --runs 7 --compile"))
     for run in load("large")["runs"]:
         if run["photo"] == "10000x10000":
@@ -50,9 +62,10 @@ def speed() -> list[Row]:
             rows.append((what, text, "python scripts/bench_large.py"))
     passes = load("passes")
     found, height = passes["seconds"], min(passes["size"])
-    text = f"{found['tiles, outputs kept']:.1f} s, {found['tiles, outputs kept on disk']:.1f} s with these on disk; "
-    text += f"in one piece {found['one piece']:.1f} s; "
-    text += f"with nothing kept from one pass to the next {found['tiles, nothing kept']:.1f} s"
+    took = {name: seconds_of(found[name]) for name in found}
+    text = f"{took['tiles, outputs kept']}, {took['tiles, outputs kept on disk']} with these on disk; "
+    text += f"in one piece {took['one piece']}; "
+    text += f"with nothing kept from one pass to the next {took['tiles, nothing kept']}"
     rows.append(
         (f"CIN in tiles of {passes['tile'][0]} px, {height} × {height}, {passes['precision']}", text, passes["command"])
     )
@@ -143,7 +156,7 @@ def page() -> list[Row]:
     one, memory, command = web["one_visitor_seconds"], web["memory_mb"], web["command"]
     together = f"{web['seconds_p50']:.1f} s, {web['seconds_p95']:.1f} s, {web['pictures_per_second']:.2f} pictures/s"
     kept = f"{memory['after_a_third']} MB, {memory['at_the_end']} MB, {memory['most']} MB"
-    alone = f"{one['picture_512']:.2f} s, {one['preview_256']:.2f} s"
+    alone = f"{seconds_of(one['picture_512'])}, {seconds_of(one['preview_256'])}"
     return [
         ("the page: from the button to a picture of 512 × 512, to a preview", alone, command),
         (f"the page with {web['clients']} clients at once: median, 95th percentile", together, command),

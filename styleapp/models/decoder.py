@@ -192,7 +192,7 @@ class Decoder(nn.Module):
             if last:
                 break
             if not at_once:
-                x = F.relu(self._normed(name, x, norms))  # in place takes longer: others' cores have written it
+                x = F.relu(self._normed(name, x, norms))  # in place takes longer on what was just written
         return x
 
     def _skipped(self, layer: str, like: Tensor, skips: Skips) -> Tensor:

@@ -17,6 +17,10 @@ from styleapp.web.stylize import stylize_tab
 
 __all__ = ["build", "css", "head", "theme"]
 
+SESSIONS = 500
+"""Of how many visitors Gradio keeps what it knows, those seen last: 0.4 MB each, and each call of an endpoint is one.
+Who is forgotten makes a picture anew before it can be had in another format."""
+
 
 def build(service: Service) -> gr.Blocks:
     """All tabs and endpoints, ready to be served."""
@@ -36,6 +40,7 @@ def build(service: Service) -> gr.Blocks:
             with gr.Tab("Batch"):
                 batch_tab(service)
         endpoints(service)
+    page.state_session_capacity = SESSIONS
     return page.queue(max_size=32, api_open=False)
 
 

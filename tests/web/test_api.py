@@ -20,6 +20,7 @@ from gradio_client import Client, handle_file
 from PIL import Image
 
 from styleapp.errors import ImageError, OptionError
+from styleapp.web import app, server
 from styleapp.web.server import Server, add_user, check_password, hash_password, make_app, read_users
 
 
@@ -230,6 +231,18 @@ def test_uploads_are_limited_in_bytes(service):
     with Server(make_app(service, max_upload="2kb"), "127.0.0.1", 0) as server:
         answer = httpx.post(f"{server.url}/gradio_api/upload", files={"files": b"x" * 5000})
         assert answer.status_code == 413
+
+
+def test_what_is_kept_of_visitors_does_not_add_up(service, monkeypatch):
+    """Gradio keeps all settings of the page for each of them, and takes each call of an endpoint for a new one."""
+    pages = []
+    monkeypatch.setattr(app, "SESSIONS", 3)
+    monkeypatch.setattr(server, "build", lambda service: pages.append(app.build(service)) or pages[-1])
+    with Server(make_app(service), "127.0.0.1", 0) as served, httpx.Client(base_url=served.url) as http:
+        for count in (1, 2, 3, 3, 3):
+            event = http.post("/gradio_api/call/styles", json={"data": []}).json()["event_id"]
+            assert "event: complete" in http.get(f"/gradio_api/call/styles/{event}").text
+            assert len(pages[0].state_holder.session_data) == count
 
 
 class TestPasswords:

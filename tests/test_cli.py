@@ -213,7 +213,8 @@ def test_the_plain_network_of_the_benchmark_is_the_same_network(transfer):
     with FlopCounterMode(display=False) as counter:
         found = plain(image, features)
     assert counter.get_total_flops() == flops(stylizer, 40, 32)
-    assert torch.allclose(found[..., :40, :32], stylizer(image, stylizer.measure(style)), atol=1e-4)
+    wanted = stylizer(image, stylizer.measure(style))
+    assert float((found[..., :40, :32] - wanted).abs().max()) < 1e-4 * float(wanted.abs().max())  # which is 20 to 40
 
 
 def test_evaluate(run, folders):

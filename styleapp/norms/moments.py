@@ -145,9 +145,10 @@ class _MeanVar(torch.autograd.Function):
         x, mean = ctx.saved_tensors
         count = math.prod([x.shape[dim] for dim in ctx.over])
         slope, offset = 2 / count * grad_var, grad_mean / count
-        if x.dtype == torch.bfloat16 and x.dim() == 4 and ctx.over == (2, 3) and not torch.is_grad_enabled():
-            # A batch norm of each sample goes over memory once, where the formula below does five times; the gradient
-            # of this gradient needs the formula.
+        here = x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.dim() == 4 and ctx.over == (2, 3)
+        if here and not torch.is_grad_enabled():
+            # A batch norm of each sample goes over memory once, where the formula below does five times. A GPU would
+            # wait for so many kernels, and the gradient of this gradient needs the formula.
             one = torch.ones_like(mean[0].flatten())
             each = zip(x.split(1), mean.flatten(1), slope.flatten(1), offset.flatten(1), strict=True)
             return torch.cat([F.batch_norm(part, m, one, s, o, eps=0.0) for part, m, s, o in each]), None

@@ -80,7 +80,7 @@ def _equalised(detail: Tensor, window: int, eps: float) -> Tensor:
 
 
 def _local_mean(x: Tensor, size: int) -> Tensor:
-    """Over size², at the border over what there is of it. Two products of matrices: 4 times as fast as pooling."""
+    """Over size², at the border over what there is. Two products of matrices: at 192² 4 times as fast as pooling."""
     height, width = (_windows(count, size, x) for count in x.shape[-2:])
     return height @ x @ width.mT
 

@@ -1,4 +1,4 @@
-"""Ways of making the one layer of the networks, in turn: three to reflect at the borders, two to upsample before it.
+"""Ways of making the one layer of the networks, in turn: four to reflect at the borders, two to upsample before it.
 
 python scripts/bench_layers.py > benchmarks/layers.json          (CPU, or --device cuda --batch 1 --batch 8)
 
@@ -22,18 +22,25 @@ from torch.nn import functional as F
 from styleapp.allocator import keep_freed_memory
 from styleapp.bench import machine
 from styleapp.models import Decoder
-from styleapp.models.layers import UPSAMPLINGS, corrected_conv2d, padded, upsampled_conv2d
+from styleapp.models.layers import UPSAMPLINGS, corrected_conv2d, padded, reflect_conv2d, upsampled_conv2d
 from styleapp.pipeline import StyleTransfer
 
 Layer = Callable[..., Tensor]
 
 
-def with_pad(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), weight, bias)
+def with_pad(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
+    y = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), weight, bias)
+    return F.relu_(y) if relu else y
 
 
-def with_own_pad(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return F.conv2d(padded(x, "reflect"), weight, bias)
+def with_own_pad(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
+    y = F.conv2d(padded(x, "reflect"), weight, bias)
+    return F.relu_(y) if relu else y
+
+
+def corrected(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
+    y = corrected_conv2d(x, weight, bias)
+    return F.relu_(y) if relu else y
 
 
 def upsampled_first(
@@ -52,7 +59,8 @@ def upsampled_first(
 REFLECTING: dict[str, Layer] = {
     "F.pad": with_pad,
     "own pad": with_own_pad,
-    "corrected": corrected_conv2d,
+    "corrected": corrected,
+    "as shipped": reflect_conv2d,  # one of these on a CPU; on a GPU cuDNN adds the bias and cuts at 0 too
 }
 UPSAMPLING: dict[str, Layer] = {"F.interpolate": upsampled_first, "four kernels": upsampled_conv2d}
 

@@ -32,8 +32,9 @@ from styleapp.errors import OptionError, unknown_name
 from styleapp.files import Animation
 from styleapp.images import MAX_PIXELS, Picture, filled, quantized, resized, scaled, to_pil, unit
 from styleapp.large import LargePicture, is_large, read_large
-from styleapp.memory import available
+from styleapp.memory import available, is_out_of_memory
 from styleapp.models import StyleCode, Stylizer
+from styleapp.models.recorded import Recordings
 from styleapp.networks import Networks
 from styleapp.norms import Moments, merge
 from styleapp.options import Options, parse_bytes
@@ -46,6 +47,12 @@ __all__ = ["Options", "Region", "Source", "Style", "StyleTransfer"]
 
 TRANSFORMER_BYTES = 1200
 """Of memory for each pixel in an imported network, float32: 970 to 990 bytes were measured on the CPU."""
+
+RECORDED_BYTES = 1000
+"""Of memory for each pixel that a recording of the network's kernels holds; what is above RECORDED_MOST in all keeps a
+GPU busy without one."""
+
+RECORDED_MOST = 2.5e9
 
 Region: TypeAlias = "tuple[Source, Style, float]"
 """A mask, the style that it gets, and its strength."""
@@ -71,6 +78,7 @@ class StyleTransfer:
 
     Attributes:
         networks: those of the weights.
+        recordings: of their kernels for plain photos of sizes that come again, on a GPU.
         styles: the named ones, and what becomes of others.
 
     Raises:
@@ -94,6 +102,7 @@ class StyleTransfer:
         self.max_pixels = max_pixels
         if self.precision == "fp32" and self.device.type == "cuda":
             torch.backends.cudnn.allow_tf32 = False  # its 10 bits are not float32: tiles would differ from the whole
+        self.recordings = Recordings()
         self.networks = Networks(files, self.device, self.precision, compile=compile)
         cache = None if code_cache is None else Path(code_cache)
         arithmetic = f"{self.device.type} {self.networks.dtype} {__version__}"
@@ -172,6 +181,19 @@ class StyleTransfer:
             return self._transformed(photo, str(style), options, alpha_map, note)
         matching = parse_norm(options.norm, self.networks.adain.encoder.num_channels)
         stylizer = self.networks.of(options.norm, styles)
+        plain = not regions and alpha_map is None and content is None and self.device.type == "cuda"
+        if plain and style is not None and self.fits_at_once([photo], options):
+            check_side(photo, stylizer.min_size, "photo")
+            self.styles.code(style, options.style_size, options.norm, options.refine, lambda: progress(0))
+            try:
+                found = self._at_once(stylizer, [photo], [style], options)[0]
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                self.recordings.clear()  # and go on in tiles
+            else:
+                progress(1)
+                return found
         target = partial(self._target, options=options, matching=matching, photo=photo, refining=lambda: progress(0))
         layers = [] if style is None else [Layer(target(style), options.alpha)]
         for mask, of_region, alpha in regions:
@@ -197,11 +219,12 @@ class StyleTransfer:
         return [self.picture(photo, style, options) for photo, style in zip(photos, styles, strict=True)]
 
     def fits_at_once(self, photos: Sequence[Picture], options: Options) -> bool:
-        """Whether several photos can go through the network as one batch."""
+        """Whether photos can go through the network as one batch: several, or on a GPU also one."""
         first, count = photos[0], len(photos)
         plain = options.norm in ("adain", "cin") and options.color == "none" and options.alpha > 0
         alike = all(p.pixels.shape == first.pixels.shape and p.weight is None for p in photos)
-        if count == 1 or not plain or not alike or options.tile not in ("auto", "off"):
+        enough = count > 1 or (self.device.type == "cuda" and not isinstance(first, LargePicture))
+        if not enough or not plain or not alike or options.tile not in ("auto", "off"):
             return False
         plan = self._plan(self.networks.of(options.norm), first, options, keep=True, count=count)
         return plan.covers((first.size[0] * count, first.size[1]))
@@ -213,14 +236,22 @@ class StyleTransfer:
             self.styles.code(style, options.style_size, options.norm, options.refine).to(self.device)
             for style in styles
         ]
-        code = StyleCode(torch.cat([c.gamma for c in codes]), torch.cat([c.beta for c in codes]))
-        image = torch.cat([photo.pixels for photo in photos])
-        if self.device.type == "cuda":
-            image = image.pin_memory().to(self.device, non_blocking=True)
-        exact = image.dtype != torch.uint8
-        result = stylizer(unit(image).contiguous(memory_format=torch.channels_last), code, options.alpha, exact=exact)
-        pixels = quantized(result, photos[0].pixels.dtype)
-        return [replace(p, pixels=q) for p, q in zip(photos, pixels.cpu().split(1), strict=True)]
+        gamma, beta = torch.cat([c.gamma for c in codes]), torch.cat([c.beta for c in codes])
+        stored = torch.cat([photo.pixels for photo in photos])
+
+        def stylized(stored: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+            image = unit(stored).contiguous(memory_format=torch.channels_last)
+            exact = stored.dtype != torch.uint8
+            return quantized(stylizer(image, StyleCode(gamma, beta), options.alpha, exact=exact), stored.dtype)
+
+        if self.device.type != "cuda":
+            pixels = stylized(stored, gamma, beta)
+        else:
+            with torch.cuda.device(self.device):
+                small = stored[:, 0].numel() * RECORDED_BYTES < min(available(self.device) // 8, RECORDED_MOST)
+                run = self.recordings.run if small else _unrecorded
+                pixels = run((options.norm, options.alpha), stylized, stored.pin_memory(), gamma, beta)
+        return [replace(p, pixels=q) for p, q in zip(photos, pixels.split(1), strict=True)]
 
     def _transformed(
         self, photo: Picture, style: str, options: Options, alpha_map: Source | None, note: Callable[[str], None]
@@ -464,3 +495,8 @@ def make_options(given: Mapping[str, Any]) -> Options:
         if name not in names:
             raise unknown_name("option", name, names)
     return Options(**given)
+
+
+def _unrecorded(what: object, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """In the place of :meth:`Recordings.run`."""
+    return function(*(t.cuda(non_blocking=True) for t in tensors)).cpu()

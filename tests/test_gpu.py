@@ -8,7 +8,9 @@ import functools
 import json
 import math
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,13 +19,23 @@ from conftest import TINY_VGG, alive, noise
 from PIL import Image
 from torch.nn import functional as F
 
+from styleapp import kernels
 from styleapp.batch import Settings, Task, Worker, find_photos, make_jobs
-from styleapp.images import Picture
+from styleapp.images import Picture, to_pil
 from styleapp.models import Decoder, Encoder, Stylizer
-from styleapp.models.layers import UPSAMPLINGS, corrected_conv2d, padded, reflect_conv2d, upsampled_conv2d
+from styleapp.models.layers import (
+    UPSAMPLINGS,
+    ReflectConv2d,
+    corrected_conv2d,
+    padded,
+    reflect_conv2d,
+    upsampled_conv2d,
+)
+from styleapp.models.recorded import Recorded
 from styleapp.norms import NORMS, make_norm, moments
-from styleapp.options import DecoderOptions, Options
+from styleapp.options import ConditionalOptions, DecoderOptions, Options
 from styleapp.pipeline import StyleTransfer
+from styleapp.training.cin import train_conditional
 from styleapp.training.decoder import train_decoder
 
 DEVICE = os.environ.get("TEST_DEVICE", "cuda")
@@ -200,6 +212,78 @@ def test_norms_are_those_of_float64(name, dtype):
         assert (b.grad.cpu().double() - a.grad).abs().max() / a.grad.abs().max() < 1e-4
 
 
+@only_cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("channels", [3, 48, 64, 512])
+def test_own_kernels(channels, dtype):
+    """Borders, their gradient and norms, of a whole picture and of a part of one."""
+    x = torch.randn(2, channels, 21, 35, device=DEVICE).to(dtype).contiguous(memory_format=torch.channels_last)
+    digits = {"rtol": 1e-6, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 0.01, "atol": 0.01}
+    for image in (x, x[:, :, 1:, 2:]):
+        assert kernels.suits(image)
+        for border in ("reflect", "replicate"):
+            wide = image.double().requires_grad_()
+            wanted = F.pad(wide, (1, 1, 1, 1), border)
+            found = kernels.bordered(image, border)
+            assert torch.equal(found, wanted.to(dtype))
+            grad = torch.randn_like(found)
+            wanted.backward(grad.double())
+            torch.testing.assert_close(kernels.folded(grad, border).double(), wide.grad, **digits)
+        scale, shift = (torch.randn(2, channels, 1, 1, device=DEVICE) for _ in range(2))
+        torch.testing.assert_close(
+            kernels.affine(image, scale, shift).double(), image.double() * scale + shift, **digits
+        )
+
+
+@pytest.mark.parametrize("upsampling", [None, *UPSAMPLINGS])
+@pytest.mark.parametrize("relu", [False, True])
+def test_the_layer_and_its_gradients(upsampling, relu):
+    """In float32 and bfloat16, with gradients and without, against float64 on the CPU."""
+    torch.manual_seed(0)
+    exact = ReflectConv2d(16, 24).double()
+    x = torch.randn(2, 16, 18, 22, dtype=torch.float64, requires_grad=True)
+    wanted = exact(x, upsampling=upsampling, relu=relu)
+    outward = torch.randn_like(wanted)
+    gradients = torch.autograd.grad((wanted * outward).sum(), [x, *exact.parameters()])
+    for dtype, close in ((torch.float32, 2e-3), (torch.bfloat16, 3e-2)):  # cuDNN may take 10 bits for float32
+        layer = copy.deepcopy(exact).to(DEVICE, dtype).to(memory_format=torch.channels_last)
+        y = x.detach().to(DEVICE, dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+        found = layer(y, upsampling=upsampling, relu=relu)
+        ours = torch.autograd.grad((found * outward.to(found)).sum(), [y, *layer.parameters()])
+        with torch.no_grad():
+            plain = layer(y, upsampling=upsampling, relu=relu)
+        for a, b in zip([found, plain, *ours], [wanted, wanted, *gradients], strict=True):
+            # Rounding takes some pixels to the other side of a ReLU, and their gradients with them.
+            assert (a.cpu().double() - b).norm() / b.norm() < (6 * close if relu and a is not found else close)
+
+
+@only_cuda
+def test_what_is_recorded_is_what_it_was():
+    """A size that comes again is a recording: of other photos, styles and strengths the pictures are the same."""
+    transfer = released("bf16")
+    photos = [to_pil(Picture(scene(256, 192 + 64 * (i % 2)).roll(17 * i, -1))) for i in range(6)]
+    wanted = [array(transfer.stylize(p, "great-wave", tile="512")) for p in photos]  # tiles are not recorded
+    for i, name in enumerate(["great-wave", "wheat-field", "great-wave", "great-wave"]):
+        found = [array(transfer.stylize(p, name)) for p in photos]
+        if i != 1:
+            assert all(np.abs(a - b).mean() < 1 for a, b in zip(found, wanted, strict=True))
+        else:
+            assert all(np.abs(a - b).mean() > 4 for a, b in zip(found, wanted, strict=True))
+    assert 1 <= len(transfer.recordings._kept) <= transfer.recordings.most
+    half = [array(transfer.stylize(photos[0], "great-wave", alpha=0.5)) for _ in range(3)]
+    assert np.array_equal(half[1], half[2]) and np.abs(half[0] - half[2]).max() <= 1
+    assert np.abs(half[0] - wanted[0]).mean() > 4
+
+
+@only_cuda
+def test_threads_share_recordings():
+    transfer, photos = released("bf16"), [to_pil(Picture(scene(128, 128).roll(9 * i, -1))) for i in range(8)]
+    wanted = [array(transfer.stylize(p, "great-wave")) for p in photos]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda p: array(transfer.stylize(p, "great-wave")), photos * 4))
+    assert all(np.abs(f - wanted[i % 8]).max() <= 1 for i, f in enumerate(found))
+
+
 def test_moments_keep_their_digits():
     x = torch.randn(2, 16, 64, 64, dtype=torch.float64) + 1000
     found = moments(x.float().to(DEVICE))
@@ -226,6 +310,27 @@ def test_training_resumes(folders, tmp_path):
             )
         assert records[-1]["step"] == 8
         losses.append(records[-1]["content"])
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+@only_cuda
+@pytest.mark.parametrize("network", ["adain", "cin"])
+def test_a_recorded_step_is_that_of_the_kernels_one_by_one(network, folders, tmp_path):
+    losses = []
+    for recorded in (True, False):
+        torch.manual_seed(3)
+        encoder = alive(Stylizer(Encoder(TINY_VGG), Decoder(16))).encoder
+        with mock.patch("styleapp.training.loop.Recorded", Recorded if recorded else lambda run, *example: run):
+            records = []
+            more = {"device": torch.device(DEVICE), "report": records.append}
+            same = {"steps": 12, "batch_size": 2, "pairs": 2, "size": 32, "warmup": 1, "lr": 3e-3}
+            out = tmp_path / f"{recorded}.safetensors"
+            if network == "adain":
+                train_decoder(encoder, *folders, out, DecoderOptions(**same, equivariance_weight=1), **more)
+            else:
+                options = ConditionalOptions(**same, style_size=32, equivariance_weight=1, skips="relu1_1")
+                train_conditional(encoder, *folders, out, options, further=folders[1], **more)
+        losses.append([records[-1][name] for name in ("content", "style", "identity", "grid", "equivariance")])
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 

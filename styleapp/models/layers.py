@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from styleapp.kernels import Border, bordered, folded, suits
 
 __all__ = [
     "UPSAMPLINGS",
@@ -16,7 +19,6 @@ __all__ = [
     "max_pool2x2",
     "padded",
     "reflect_conv2d",
-    "reflected",
     "subpixel_kernels",
     "upsampled_conv2d",
 ]
@@ -32,7 +34,7 @@ UPSAMPLINGS = {
 for odd places."""
 
 
-def reflect_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def reflect_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
     """Convolve with a 3x3 kernel after reflecting one pixel at each border.
 
     Equals ``F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), weight, bias)`` up to rounding, in the way that suits:
@@ -42,6 +44,7 @@ def reflect_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
         x: (N, C, H, W) with H, W >= 2.
         weight: (O, C, 3, 3).
         bias: (O,) or None.
+        relu: whether one follows.
 
     Returns:
         (N, O, H, W).
@@ -53,10 +56,22 @@ def reflect_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
         raise ValueError(f"reflection padding needs at least 2x2 pixels, got {x.shape[-2]}x{x.shape[-1]}")
     if _wants_gradient(x, weight):
         own = x.is_cuda or x.dtype == torch.bfloat16  # of which torch's pad on a CPU makes further copies
-        return F.conv2d(reflected(x) if own else F.pad(x, (1, 1, 1, 1), mode="reflect"), weight, bias)
-    if x.is_cuda:
-        return F.conv2d(padded(x, "reflect"), weight, bias)
-    return corrected_conv2d(x, weight, bias)
+        y = F.conv2d(padded(x, "reflect") if own else F.pad(x, (1, 1, 1, 1), mode="reflect"), weight, bias)
+    elif x.is_cuda:
+        return _convolved(padded(x, "reflect"), weight, bias, relu)
+    else:
+        y = corrected_conv2d(x, weight, bias)
+    return F.relu_(y) if relu else y
+
+
+def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    """Without a border, on a GPU, where in half precision bias and ReLU cost nothing if cuDNN is told at once."""
+    half = x.dtype == weight.dtype and x.dtype in (torch.bfloat16, torch.float16)
+    if relu and half and torch.backends.cudnn.is_acceptable(x) and not torch.compiler.is_compiling():
+        y: Tensor = torch.cudnn_convolution_relu(x, weight, bias, (1, 1), (0, 0), (1, 1), 1)
+        return y
+    y = F.conv2d(x, weight, bias)
+    return F.relu_(y) if relu else y
 
 
 def upsampled_conv2d(
@@ -72,8 +87,8 @@ def upsampled_conv2d(
     Equals ``F.conv2d(F.pad(F.interpolate(x, scale_factor=2, mode=mode), (1, 1, 1, 1), mode="replicate"), weight,
     bias)`` up to rounding; to repeat and to reflect the border is the same after nearest upsampling. Of an upsampled
     picture a 3x3 kernel sees but 2x2 different pixels, or combinations of 3x3 where it is bilinear; which ones depends
-    on whether row and column are even or odd. So without gradients four kernels, sums of the one, are applied to ``x``
-    itself: no upsampled copy, and by nearest 16 products in place of 36.
+    on whether row and column are even or odd. So four kernels, sums of the one, are applied to ``x`` itself: no
+    upsampled copy, and by nearest 16 products in place of 36. (With gradients only on a GPU, and bilinearly.)
 
     Args:
         x: (N, C, H, W).
@@ -86,24 +101,31 @@ def upsampled_conv2d(
     Returns:
         (N, O, 2H, 2W).
     """
-    if _wants_gradient(x, weight):
-        if mode == "nearest":
-            y = reflect_conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias)
-        else:
-            y = F.conv2d(_bilinear_with_border(x), weight, bias)
-        return F.relu(y) if relu else y
+    wants_gradient = _wants_gradient(x, weight)
+    if wants_gradient and mode == "nearest":
+        return reflect_conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias, relu)
+    if wants_gradient and not x.is_cuda:
+        y = F.conv2d(_bilinear_with_border(x), weight, bias)
+        return F.relu_(y) if relu else y
     n, _, height, width = x.shape
     out_channels = weight.shape[0]
     parts = (kernels or subpixel_kernels)(weight, mode)
-    y = F.conv2d(padded(x, "replicate"), parts, None if bias is None else bias.repeat(4))
+    biases = None if bias is None else bias.repeat(4)
+    if wants_gradient:
+        y = F.conv2d(padded(x, "replicate"), parts, biases).permute(0, 2, 3, 1)
+        y = y.reshape(n, height, width, 2, 2, out_channels).transpose(2, 3)
+        y = y.reshape(n, 2 * height, 2 * width, out_channels).permute(0, 3, 1, 2)
+        return F.relu_(y) if relu else y
+    y = _convolved(padded(x, "replicate"), parts, biases, relu and x.is_cuda)
+    later = relu and not x.is_cuda
     out = _empty(n, out_channels, 2 * height, 2 * width, like=y)
     places = out.permute(0, 2, 3, 1).view(n, height, 2, width, 2, out_channels)
 
     def put(what: Tensor, where: Tensor) -> None:
-        if relu and not torch.compiler.is_compiling():
+        if later and not torch.compiler.is_compiling():
             torch.clamp(what, min=0, out=where)
         else:
-            where.copy_(F.relu(what) if relu else what)
+            where.copy_(F.relu(what) if later else what)
 
     if parts.shape[-1] == 3:  # even and odd places see the same pixels
         put(y.permute(0, 2, 3, 1).view(n, height, width, 2, 2, out_channels).transpose(2, 3), places)
@@ -118,8 +140,17 @@ def upsampled_conv2d(
 def subpixel_kernels(weight: Tensor, mode: str) -> Tensor:
     """The kernels for even and odd rows and columns behind upsampling, one after another: (4·O, C, k, k), k 2 or 3."""
     wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    taps = torch.tensor(UPSAMPLINGS[mode], dtype=wide.dtype, device=wide.device)
-    return torch.einsum("pkr,qls,ocrs->pqockl", taps, taps, wide).flatten(0, 2).to(weight.dtype)
+    kept = _taps.__wrapped__ if torch.compiler.is_compiling() else _taps
+    taps = kept(mode, wide.dtype, wide.device)
+    with torch.autocast(wide.device.type, enabled=False):
+        return torch.einsum("pkr,qls,ocrs->pqockl", taps, taps, wide).flatten(0, 2).to(weight.dtype)
+
+
+@functools.cache
+def _taps(mode: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Of :data:`UPSAMPLINGS`, kept: nothing can be brought to a GPU while a graph of its kernels is recorded."""
+    with torch.inference_mode(False):
+        return torch.tensor(UPSAMPLINGS[mode], dtype=dtype, device=device)
 
 
 def _bilinear_with_border(x: Tensor) -> Tensor:
@@ -144,11 +175,19 @@ def max_pool2x2(x: Tensor) -> Tensor:
     return torch.maximum(rows[..., ::2], rows[..., 1::2])
 
 
-def padded(x: Tensor, mode: Literal["reflect", "replicate"]) -> Tensor:
+def padded(x: Tensor, mode: Border) -> Tensor:
     """``F.pad(x, (1, 1, 1, 1), mode)`` in the memory format of ``x``.
 
-    PyTorch's own gives up channels_last on a GPU, and the convolution after it makes another copy to have it back.
+    PyTorch's own gives up channels_last on a GPU, and the convolution after it makes another copy to have it back; and
+    the gradient of its reflection is not the same in each run there.
     """
+    out: Tensor = _Padded.apply(x, mode) if torch.is_grad_enabled() and x.requires_grad else _padded(x, mode)
+    return out
+
+
+def _padded(x: Tensor, mode: Border) -> Tensor:
+    if suits(x):
+        return bordered(x, mode)
     n, c, height, width = x.shape
     inner = 1 if mode == "reflect" else 0
     y = _empty(n, c, height + 2, width + 2, like=x)
@@ -166,27 +205,25 @@ def _both(x: Tensor, dim: int, index: int) -> Tensor:
     return torch.cat([x.narrow(dim, index, 1), x.narrow(dim, last, 1)], dim)
 
 
-def reflected(x: Tensor) -> Tensor:
-    """:func:`padded` by reflection, whose gradient is the same in each run, which PyTorch's is not on a GPU."""
-    out: Tensor = _Reflected.apply(x)
-    return out
-
-
-class _Reflected(torch.autograd.Function):
+class _Padded(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
-        return padded(x, "reflect")
+    def forward(ctx: Any, x: Tensor, mode: Border) -> Tensor:  # type: ignore[override]
+        ctx.mode = mode
+        return _padded(x, mode)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         """What the ring got goes to the pixels that it repeats. Autograd's own would walk through ten copies."""
+        if suits(grad):
+            return folded(grad, ctx.mode), None
         inner = _empty(*grad.shape[:2], grad.shape[2] - 2, grad.shape[3] - 2, like=grad).copy_(grad[..., 1:-1, 1:-1])
-        for ring, row in ((0, 1), (-1, -2)):
+        repeated = 1 if ctx.mode == "reflect" else 0
+        for ring, row in ((0, repeated), (-1, -1 - repeated)):
             inner[..., row, :] += grad[..., ring, 1:-1]
             inner[..., row] += grad[..., 1:-1, ring]
-            for corner, column in ((0, 1), (-1, -2)):
+            for corner, column in ((0, repeated), (-1, -1 - repeated)):
                 inner[..., row, column] += grad[..., ring, corner]
-        return inner
+        return inner, None
 
 
 def _empty(*shape: int, like: Tensor) -> Tensor:
@@ -225,12 +262,11 @@ class ReflectConv2d(nn.Conv2d):
         """(N, C, H, W) to (N, O, H, W), or (N, O, 2H, 2W) where upsampling comes first; then a ReLU if asked for."""
         if upsampling is not None:
             return upsampled_conv2d(x, self.weight, self.bias, upsampling, self._kernels, relu)
-        y = reflect_conv2d(x, self.weight, self.bias)
-        return F.relu_(y) if relu else y
+        return reflect_conv2d(x, self.weight, self.bias, relu)
 
     def _kernels(self, weight: Tensor, mode: str) -> Tensor:
-        """:func:`subpixel_kernels`, made once for a weight: a GPU would wait for them in each picture."""
-        if torch.compiler.is_compiling() or weight.is_inference():
+        """Those of :func:`subpixel_kernels`, made once for a weight that is not trained: a GPU would wait for them."""
+        if torch.compiler.is_compiling() or weight.is_inference() or weight.requires_grad:
             return subpixel_kernels(weight, mode)
         which = mode, weight.data_ptr(), weight._version
         kept = self._kept

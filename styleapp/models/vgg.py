@@ -108,10 +108,9 @@ class Encoder(nn.Module):
             if name == "M":
                 x = F.relu_(max_pool2x2(x))
                 continue
-            x = self.get_submodule(name)(x)
             wanted = name.replace("conv", "relu") in layers
-            if wanted or following != "M":  # else it comes after the pooling, where it is the same of a quarter of x
-                F.relu_(x)
+            # The ReLU comes after a pooling, where it is the same of a quarter of x, unless it is asked for.
+            x = self.get_submodule(name)(x, relu=wanted or following != "M")
             if wanted:
                 found.append(x)
             if len(found) == len(set(layers)):

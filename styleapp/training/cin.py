@@ -214,7 +214,7 @@ class _Run(Run):
 
     def state(self) -> dict[str, Tensor]:
         """Decoder and codes."""
-        model = cast(_Conditional, self.ema.module)
+        model = cast(_Conditional, self.ema)
         codes = torch.stack([model.gamma, model.beta], 1).flatten(2).detach()
         predictor = {} if model.predictor is None else model.predictor.state_dict()
         parts = {"decoder": model.decoder.state_dict(), "predictor": predictor}
@@ -229,7 +229,7 @@ class _Run(Run):
         """A grid: photos on top, below them one row for each of up to eight styles."""
         torch.manual_seed(0)
         photos = self.photos.crops(5, self.options.size, (1.0, 1.0))
-        model = cast(_Conditional, self.ema.module)
+        model = cast(_Conditional, self.ema)
         stylizer = Stylizer(self.encoder, model.decoder, conditional=True)
         rows = [photos]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):

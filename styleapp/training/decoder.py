@@ -55,7 +55,7 @@ def train_decoder(
     run = _Run(encoder, options, torch.device(device), photos, paintings)
     if init is not None:
         Start.read(init).fill_decoder(run.decoder)
-        run.ema.module.load_state_dict(run.decoder.state_dict())
+        run.ema.load_state_dict(run.decoder.state_dict())
     return train(run, out, report=report, photos=len(photos), paintings=len(paintings), **more)
 
 
@@ -98,7 +98,7 @@ class _Run(Run):
 
     def state(self) -> dict[str, Tensor]:
         """Of the decoder."""
-        return dict(self.ema.module.state_dict())
+        return dict(self.ema.state_dict())
 
     def _loss(self, photo: Tensor, painting: Tensor, identity: Tensor, weight: Tensor, motion: Tensor | None) -> Losses:
         """Of all pairs.
@@ -151,7 +151,7 @@ class _Run(Run):
         torch.manual_seed(0)
         a, b = (pool.crops(5, size, (1.0, 1.0)) for pool in (self.photos, self.paintings))
         rows = [torch.cat([torch.ones_like(a[:1]), a])]
-        stylizer = Stylizer(self.encoder, cast(Decoder, self.ema.module).eval())
+        stylizer = Stylizer(self.encoder, cast(Decoder, self.ema).eval())
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
             for painting in b.chunk(len(b)):
                 rows.append(torch.cat([painting, stylizer(a, stylizer.measure(painting))]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
@@ -13,12 +14,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from styleapp.errors import WeightsError
 from styleapp.files import atomic_path, save_rgb, save_tensors
 from styleapp.models import Decoder, Encoder
 from styleapp.models.layers import ReflectConv2d
+from styleapp.models.recorded import Recorded, layout
 from styleapp.options import TrainOptions
 
 __all__ = ["Losses", "Report", "Run", "learning_rate", "new_decoder", "train"]
@@ -83,11 +84,12 @@ class Run(ABC):
         dtype = torch.bfloat16 if options.bf16 else torch.float32
         self.encoder = encoder.requires_grad_(False).to(device, dtype).to(memory_format=torch.channels_last)
         self.network = network
-        self.ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(options.ema))  # type: ignore[no-untyped-call]
+        self.ema = copy.deepcopy(network).requires_grad_(False)
         parameters = [{"params": list(network.parameters())}] if groups is None else list(groups)
         cuda = device.type == "cuda"
         self.optimizer = torch.optim.AdamW(parameters, lr=options.lr, weight_decay=1e-4, fused=cuda)
         self.beside = torch.cuda.Stream(device) if cuda else None
+        self.recorded: dict[object, Recorded[tuple[Tensor, list[Tensor | None]]]] = {}
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.step = 0
         self.seconds = 0.0
@@ -118,16 +120,39 @@ class Run(ABC):
         torch.manual_seed(o.seed * 1_000_003 + self.step)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * learning_rate(self.step, o)
-        losses = self.losses(*self._drawn())
+        batch = self._drawn()
+        compute: Callable[..., tuple[Tensor, list[Tensor | None]]] = self._gradients
+        if self.device.type == "cuda":
+            if (key := layout(*batch)) not in self.recorded:
+                self.recorded[key] = Recorded(compute, *batch)
+            compute = self.recorded[key]
+        losses, gradients = compute(*batch)
+        for parameter, gradient in zip(self.network.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        nn.utils.clip_grad_norm_(self.network.parameters(), o.clip)
+        self.optimizer.step()
+        self._average()
+        self.step += 1
+        return losses
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """The moving average goes on. (torch.optim.swa_utils counts on the CPU and waits for the GPU to tell it.)"""
+        share = 1 - self.options.ema if self.step else 1.0
+        for mean, parameter in zip(self.ema.parameters(), self.network.parameters(), strict=True):
+            mean.lerp_(parameter, share)
+        for kept, buffer in zip(self.ema.buffers(), self.network.buffers(), strict=True):
+            kept.copy_(buffer)
+
+    def _gradients(self, *batch: Tensor | None) -> tuple[Tensor, list[Tensor | None]]:
+        """The losses, (5,), and the gradient of each parameter."""
+        o = self.options
+        losses = self.losses(*batch)
         self.optimizer.zero_grad()
         weights = (1.0, o.style_weight, o.identity_weight, o.grid_weight, o.equivariance_weight)
         total = torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)]).sum()
         total.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.network.parameters(), o.clip)
-        self.optimizer.step()
-        self.ema.update_parameters(self.network)
-        self.step += 1
-        return torch.stack(losses).detach()
+        return torch.stack(losses).detach(), [parameter.grad for parameter in self.network.parameters()]
 
     def _drawn(self) -> tuple[Tensor | None, ...]:
         """A batch. A GPU crops it while it still works on the step before, of which that part does not wait."""
@@ -171,7 +196,9 @@ class Run(ABC):
                 "remove it to start anew, or give the same options to go on"
             )
         self.network.load_state_dict(saved["decoder"])
-        self.ema.load_state_dict(saved["ema"])
+        average = {name.removeprefix("module."): value for name, value in saved["ema"].items()}
+        average.pop("n_averaged", None)  # of 0.5 and before
+        self.ema.load_state_dict(average)
         self.optimizer.load_state_dict(saved["optimizer"])
         self.step, self.seconds = saved["step"], saved["seconds"]
 

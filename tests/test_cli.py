@@ -184,6 +184,8 @@ def test_bench(run):
     assert {t["name"] for t in result["timings"]} == {"network", "stylize", "stylize, cin"}
     assert all(t["median"] > 0 for t in result["timings"]) and result["matmul_tflops"] > 0
     assert "TFLOP/s" in run("bench", "--size", 32, "--runs", 1)[1]
+    batches = json.loads(run("bench", "--size", 32, "--runs", 1, "--batch", 3, "--json")[1])["timings"]
+    assert [t["size"] for t in batches if t["name"] == "network, batch of 3"] == [32]
     args = ("--tile", "off", "--tile", 16, "--stages", "--peers", "--json")
     result = json.loads(run("bench", "--size", 32, "--runs", 1, *args)[1])
     names = [(t["name"], t["tile"]) for t in result["timings"]]

@@ -128,6 +128,9 @@ def bench(
     size: Annotated[list[int], typer.Option(help="Square pictures of this side; repeat for several.")] = [512],  # noqa: B006
     runs: Annotated[int, typer.Option(min=1, help="Timed runs of each.")] = 7,
     tile: Annotated[list[str], typer.Option(help="Settings of --tile to time; repeat for several.")] = ["auto"],  # noqa: B006
+    batch: Annotated[
+        list[int] | None, typer.Option(min=2, help="So many pictures at once besides; repeat for several.")
+    ] = None,
     stages: Annotated[
         bool, typer.Option("--stages", help="Reading, encoder, norm, decoder and writing apart.")
     ] = False,
@@ -150,7 +153,7 @@ def bench(
         keep_freed_memory()
         transfer = StyleTransfer(device, precision)
         other = StyleTransfer(device, precision, compile=True) if compiled else None
-        result = run(transfer, size, runs, tiles=tile, stages=stages, peers=peers, compiled=other)
+        result = run(transfer, size, runs, tiles=tile, batches=batch or (), stages=stages, peers=peers, compiled=other)
     if as_json:
         typer.echo(json.dumps(result))
         return

@@ -377,10 +377,13 @@ def transform(style: StyleCode | Tensor, content: Content, matching: Matching, e
     if matching.kind == "moments":
         if not isinstance(style, StyleCode):
             style = code_from_moments(moments(style), eps)
-        own = pool_moments(content.moments, matching.over, matching.num_groups)
-        as_moments = Moments(1, style.beta, style.gamma.square())  # the variance of a code has its eps inside
-        pooled = pool_moments(as_moments, matching.over, matching.num_groups)
-        gamma, beta = (t.to(own.mean.device) for t in (pooled.var.sqrt(), pooled.mean))
+        own, gamma, beta = content.moments, style.gamma, style.beta
+        if matching.over != "instance":
+            own = pool_moments(own, matching.over, matching.num_groups)
+            as_moments = Moments(1, beta, gamma.square())  # the variance of a code has its eps inside
+            pooled = pool_moments(as_moments, matching.over, matching.num_groups)
+            gamma, beta = pooled.var.sqrt(), pooled.mean
+        gamma, beta = gamma.to(own.mean.device), beta.to(own.mean.device)  # a learned γ may be negative
         return lambda x, w: normalize(x, own, gamma, beta, eps)
     if not isinstance(style, Tensor):
         raise OptionError(f"{matching.kind} needs a painting, not only its code: give an image file as the style")

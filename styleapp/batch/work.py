@@ -101,11 +101,11 @@ class Worker:
     """
 
     def __init__(self, settings: Settings, transfer: StyleTransfer | None = None) -> None:
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
         self.settings = settings
         self.transfer = transfer or settings.transfer()
         on_gpu = self.transfer.device.type == "cuda"
+        if threads := settings.threads or int(on_gpu):  # each helper would have a team of as many as there are cores
+            torch.set_num_threads(threads)
         self.batch_size = settings.batch_size or (8 if on_gpu else 1)
         self.helpers = 6 if on_gpu else 1
         self._styles: dict[str, Any] = {}

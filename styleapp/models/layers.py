@@ -65,11 +65,14 @@ def reflect_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: 
 
 
 def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-    """Without a border, on a GPU, where in half precision bias and ReLU cost nothing if cuDNN is told at once."""
-    half = x.dtype == weight.dtype and x.dtype in (torch.bfloat16, torch.float16)
-    if relu and half and torch.backends.cudnn.is_acceptable(x) and not torch.compiler.is_compiling():
-        y: Tensor = torch.cudnn_convolution_relu(x, weight, bias, (1, 1), (0, 0), (1, 1), 1)
-        return y
+    """Without a border; on a GPU in half precision bias and ReLU cost nothing if cuDNN is told of them at once."""
+    half = x.is_cuda and x.dtype == weight.dtype and x.dtype in (torch.bfloat16, torch.float16)
+    if relu and half and torch.backends.cudnn.enabled and not torch.compiler.is_compiling():
+        try:
+            y: Tensor = torch.cudnn_convolution_relu(x, weight, bias, (1, 1), (0, 0), (1, 1), 1)
+            return y
+        except RuntimeError:  # no kernel of it for this GPU, or no cuDNN
+            pass
     y = F.conv2d(x, weight, bias)
     return F.relu_(y) if relu else y
 

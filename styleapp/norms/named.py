@@ -143,6 +143,8 @@ class GroupNorm(nn.GroupNorm):
             shift = some.mean((2, 3, 4), dtype=torch.promote_types(input.dtype, torch.float32))
             shift = shift.repeat_interleave(self.num_channels // self.num_groups, 1)
             input = input - per_channel(shift, input).to(input)
+        if _mixed(input, self.weight):
+            return super().forward(input.to(self.weight.dtype)).to(input.dtype)
         return super().forward(input)
 
 
@@ -172,6 +174,12 @@ class LayerNorm(nn.LayerNorm):
         shape = num_channels if isinstance(num_channels, int) else list(num_channels)
         super().__init__(shape, eps, affine, bias, device=device, dtype=dtype)
 
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise."""
+        if _mixed(input, self.weight):
+            return super().forward(input.to(self.weight.dtype)).to(input.dtype)
+        return super().forward(input)
+
 
 class LayerNorm2d(nn.LayerNorm):
     """Layer normalisation over the channels at each position of (N, C, *), as in ConvNeXt (Liu et al. 2022).
@@ -189,7 +197,10 @@ class LayerNorm2d(nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise. A channels_last image is not copied."""
-        return super().forward(input.movedim(1, -1)).movedim(-1, 1)
+        last = input.movedim(1, -1)
+        if _mixed(input, self.weight):
+            return super().forward(last.to(self.weight.dtype)).to(input.dtype).movedim(-1, 1)
+        return super().forward(last).movedim(-1, 1)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -281,6 +292,13 @@ class _AllGather(torch.autograd.Function):
         grad = grad.contiguous()
         dist.all_reduce(grad, group=ctx.group)
         return grad[dist.get_rank(ctx.group)], None
+
+
+def _mixed(x: Tensor, weight: Tensor | None) -> bool:
+    """Whether torch's kernel for layer and group norm would refuse: on a GPU, where γ is of another dtype than x."""
+    if weight is None or x.is_cpu or x.dtype == weight.dtype:
+        return False
+    return not torch.is_autocast_enabled(x.device.type)  # else torch widens it itself
 
 
 def _check_channels(module: nn.Module, x: Tensor, num_channels: int, least: int) -> None:

@@ -121,3 +121,14 @@ def test_transforms_in_half_precision():
         wanted = transform(x, s)
         found = transform(x.half(), s.half())
         assert found.isfinite().all() and (found.float() - wanted).abs().max() < 0.02 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("name", ["gn", "ln", "ln2d", "layernorm"])
+def test_parameters_of_another_dtype_where_torch_refuses_them(name, monkeypatch):
+    """As on a GPU: in float32, and back to the dtype of the input."""
+    monkeypatch.setattr("styleapp.norms.named._mixed", lambda x, weight: x.dtype != weight.dtype)
+    norm = NORMS[name]
+    x = torch.randn(2, CHANNELS, 8, 8).bfloat16()
+    found = norm(x)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, norm(x.float()).bfloat16())

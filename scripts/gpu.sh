@@ -11,8 +11,8 @@
 #   scripts/gpu.sh bench             timings to benchmarks/
 #   scripts/gpu.sh all [MINUTES]     one after the other
 #
-# The learning rate falls to zero over STEPS (default: 60,000, 30,000 and 10,000): where there is less time, give what
-# fits. An H200 made 21 steps a second of the decoder, 11 of the CIN network.
+# The learning rate falls to zero over STEPS; without it, over as many as fit into MINUTES by the pace of the first half
+# minute. An H200 makes 39 steps a second of the decoder (it made 11 of the CIN network, before steps were recorded).
 # DATA (default: data) holds train/content, train/style, eval/content, eval/style, gallery; RUNS (default: runs) takes
 # checkpoints and results: keep it between the pieces. TOY=1 runs the same list in a minute on a CPU.
 # Needs torch, torchvision, pillow, safetensors, typer and rich; nothing is installed or downloaded.
@@ -23,28 +23,53 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 mkdir -p "$RUNS"
 
 if [ -n "$TOY" ]; then
-    DEVICE=auto TRAIN=(--width 0.0625 --steps 3 --batch-size 2 --pairs 1 --size 32)
-    CIN=(--width 0.0625 --steps 3 --batch-size 1 --pairs 1 --size 32 --style-size 32) IN=("${CIN[@]}") ABLATION=(--steps 1) LEARN=(--steps 1 --photos 2 --size 32 --sizes 32) INIT_TRAIN=() INIT_CIN=() SIZES=(32) RUNS_TIMED=1 EVAL=32
+    STEPS=${STEPS-3} FIRST=0.02 BATCHES=(--batch 2)
+    DEVICE=auto TRAIN=(--width 0.0625 --batch-size 2 --pairs 1 --size 32)
+    CIN=(--width 0.0625 --batch-size 1 --pairs 1 --size 32 --style-size 32) IN=("${CIN[@]}" --steps 3) ABLATION=(--steps 1) LEARN=(--steps 1 --photos 2 --size 32 --sizes 32) INIT_TRAIN=() INIT_CIN=() SIZES=(32) RUNS_TIMED=1 EVAL=32
 else
     DEVICE=cuda COMMON=(--batch-size 8 --pairs 2 --size 256 --identity-weight 100 --grid-weight 60)
-    TRAIN=("${COMMON[@]}" --width 1 --steps "${STEPS:-60000}" --lr 5e-4 --warmup 200 --equivariance-weight 5 --pattern-share 0.1)
-    CIN=("${COMMON[@]}" --width 0.75 --steps "${STEPS:-30000}" --lr 5e-4 --code-lr 2e-3 --predictor-lr 3e-4 --warmup 100 --ema 0.998
+    TRAIN=("${COMMON[@]}" --width 1 --lr 4e-4 --warmup 200 --ema 0.998 --style-weight 10 --equivariance-weight 5
+        --pattern-share 0.1 --colour-share 0.5)
+    CIN=("${COMMON[@]}" --width 0.75 --lr 5e-4 --code-lr 2e-3 --predictor-lr 3e-4 --warmup 100 --ema 0.998
         --equivariance-weight 18 --style-weight 10 --further-share 0.75 --pattern-share 0.1)
     IN=("${COMMON[@]}" --pairs 1 --width 0.75 --steps "${STEPS:-10000}" --lr 4e-4 --equivariance-weight 24)
     ABLATION=(--steps 10000 --size 256) LEARN=()
     INIT_TRAIN=(--init weights/adain_decoder.safetensors) INIT_CIN=(--init weights/cin.safetensors)
-    SIZES=(256 512 1024 2048) RUNS_TIMED=20 EVAL=512
+    SIZES=(256 512 1024 2048) BATCHES=(--batch 8 --batch 32) RUNS_TIMED=10 EVAL=512 FIRST=0.6
 fi
 OUT=$RUNS/adain_decoder.safetensors
 
+# steps_that_fit LOG MINUTES: the length that a run was given before, or that its first half minute promises
+steps_that_fit() {
+    "$PYTHON" - "$@" <<'EOF'
+import json, sys
+rows = [json.loads(line) for line in open(sys.argv[1], encoding="utf-8")]
+begun = [row["options"] for row in rows if "options" in row]
+paces = [row for row in rows if "images_per_second" in row]
+if len(begun) > 1 or not paces:
+    print(begun[-1]["steps"])
+else:
+    pace = paces[-1]["images_per_second"] / begun[0]["batch_size"] / begun[0]["pairs"]
+    print(int(paces[-1]["step"] + pace * 60 * max(0.1, float(sys.argv[2]) - 0.6)))
+EOF
+}
+
+# fitting OUT MINUTES COMMAND…: train for that time, STEPS long or as long as fits
+fitting() {
+    local out=$1 minutes=$2 log=${1%.safetensors}.log.jsonl
+    shift 2
+    if [ -z "${STEPS:-}" ] && [ ! -e "$log" ]; then "$@" --out "$out" --minutes "$FIRST"; fi
+    "$@" --out "$out" --minutes "$minutes" --steps "${STEPS:-$(steps_that_fit "$log" "$minutes")}"
+}
+
 train() {
-    "$PYTHON" -m styleapp train adain --content "$DATA/train/content" --style "$DATA/train/style" --out "$OUT" \
-        --device "$DEVICE" --minutes "${1:-8.5}" --sample-minutes 4 "${TRAIN[@]}" "${INIT_TRAIN[@]}"
+    fitting "$OUT" "${1:-8.5}" "$PYTHON" -m styleapp train adain --content "$DATA/train/content" --style "$DATA/train/style" \
+        --device "$DEVICE" --sample-minutes 4 "${TRAIN[@]}" "${INIT_TRAIN[@]}"
 }
 
 cin() {
-    "$PYTHON" -m styleapp train cin --content "$DATA/train/content" --gallery "$DATA/gallery" --further "$DATA/train/style" \
-        --out "$RUNS/cin.safetensors" --device "$DEVICE" --minutes "${1:-8.5}" --sample-minutes 4 "${CIN[@]}" "${INIT_CIN[@]}"
+    fitting "$RUNS/cin.safetensors" "${1:-8.5}" "$PYTHON" -m styleapp train cin --content "$DATA/train/content" \
+        --gallery "$DATA/gallery" --further "$DATA/train/style" --device "$DEVICE" --sample-minutes 4 "${CIN[@]}" "${INIT_CIN[@]}"
 }
 
 instance() {
@@ -91,10 +116,10 @@ run_tests() {
 bench() {
     local sizes=() size
     for size in "${SIZES[@]}"; do sizes+=(--size "$size"); done
-    "$PYTHON" -m styleapp bench --device "$DEVICE" "${sizes[@]}" --runs "$RUNS_TIMED" --stages --peers --json |
+    "$PYTHON" -m styleapp bench --device "$DEVICE" "${sizes[@]}" --runs "$RUNS_TIMED" "${BATCHES[@]}" --stages --peers --json |
         tee "$RUNS/gpu.json"
     "$PYTHON" -m styleapp bench --device "$DEVICE" --size "${SIZES[0]}" --runs "$RUNS_TIMED" --compile --json | tee "$RUNS/gpu_compile.json"
-    "$PYTHON" scripts/bench_batch.py --device "$DEVICE" --count "$((RUNS_TIMED * 10))" | tee "$RUNS/gpu_batch.json"
+    "$PYTHON" scripts/bench_batch.py --device "$DEVICE" --count "$((RUNS_TIMED * 40))" | tee "$RUNS/gpu_batch.json"
     "$PYTHON" scripts/bench_norms.py --device "$DEVICE" --turns "$((RUNS_TIMED * 4 + 1))" | tee "$RUNS/gpu_norms.json"
     "$PYTHON" scripts/bench_layers.py --device "$DEVICE" --size "${SIZES[-1]}" --runs "$RUNS_TIMED" --batch 1 | tee "$RUNS/gpu_layers.json"
     [ -n "$TOY" ] || "$PYTHON" scripts/bench_layers.py --device "$DEVICE" --batch 1 --batch 8 --batch 32 | tee "$RUNS/gpu_layers.json"

@@ -83,15 +83,16 @@ def on_a_gpu() -> list[Row]:
     name = gpu["machine"]["device"]
     by = {(t["name"], t["size"]): t["median"] for t in gpu["timings"]}
     sizes = (512, 1024, 2048)
-    command = f"styleapp bench --device cuda {' '.join(f'--size {size}' for size in sizes)} --runs 20 --stages --peers"
+    command = "styleapp bench --device cuda --size 256 --size 512 --size 1024 --size 2048 --runs 10 "
+    command += "--batch 8 --batch 32 --stages --peers"
     rows: list[Row] = []
-    whats = {
-        "network": f"the AdaIN network, widened to width {gpu['width']:g}",
-        "stylize, cin": "`stylize` of a PIL image, CIN",
-    }
-    for key, what in whats.items():
+    for key, what in {"network": "the AdaIN network", "stylize, cin": "`stylize` of a PIL image, CIN"}.items():
         text = ", ".join(f"{1000 * by[key, size]:.1f} ms" for size in sizes)
         rows.append((f"{name}, {gpu['precision']}: {what}, {', '.join(f'{s} × {s}' for s in sizes)}", text, command))
+    counts = (1, 8, 32)
+    in_batches = {n: by["network" if n == 1 else f"network, batch of {n}", 512] for n in counts}
+    text = ", ".join(f"{n / seconds:.0f}" for n, seconds in in_batches.items()) + " pictures/s"
+    rows.append((f"{name}: the AdaIN network, 512 × 512, {', '.join(map(str, counts))} at once", text, command))
     text = ", ".join(f"{peer['ratio']:.2f}" for peer in gpu["peers"] if peer["size"] in sizes) + " times as fast"
     rows.append((f"{name}: `stylize`, AdaIN, against plain float32 PyTorch, the same sizes", text, command))
     one = folder["one_process"]

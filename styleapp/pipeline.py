@@ -102,7 +102,7 @@ class StyleTransfer:
         self.max_pixels = max_pixels
         if self.precision == "fp32" and self.device.type == "cuda":
             torch.backends.cudnn.allow_tf32 = False  # its 10 bits are not float32: tiles would differ from the whole
-        self.recordings = Recordings()
+        self.recordings = Recordings(self.device)
         self.networks = Networks(files, self.device, self.precision, compile=compile)
         cache = None if code_cache is None else Path(code_cache)
         arithmetic = f"{self.device.type} {self.networks.dtype} {__version__}"
@@ -249,7 +249,7 @@ class StyleTransfer:
         else:
             with torch.cuda.device(self.device):
                 small = stored[:, 0].numel() * RECORDED_BYTES < min(available(self.device) // 8, RECORDED_MOST)
-                run = self.recordings.run if small else _unrecorded
+                run = self.recordings.run if small else self.recordings.plain
                 pixels = run((options.norm, options.alpha), stylized, stored.pin_memory(), gamma, beta)
         return [replace(p, pixels=q) for p, q in zip(photos, pixels.split(1), strict=True)]
 
@@ -388,6 +388,8 @@ class StyleTransfer:
             return picture
         picture = filled(picture)
         plan = self._plan(stylizer, picture, options, keep=content is None)
+        if not plan.covers(picture.size):
+            self.recordings.clear()  # the plan counts on their memory
         if not stylizer.decoder.is_local and not plan.covers(picture.size):
             raise OptionError(
                 "a decoder with norms inside that look at the whole picture works in one piece; --size makes it "
@@ -495,8 +497,3 @@ def make_options(given: Mapping[str, Any]) -> Options:
         if name not in names:
             raise unknown_name("option", name, names)
     return Options(**given)
-
-
-def _unrecorded(what: object, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """In the place of :meth:`Recordings.run`."""
-    return function(*(t.cuda(non_blocking=True) for t in tensors)).cpu()

@@ -58,13 +58,16 @@ class Recordings:
     """Recordings of what was asked for twice: it may come again. Those used last are kept, for threads to share.
 
     Args:
+        device: the GPU.
         most: how many are kept; each holds the memory that its function took.
     """
 
-    def __init__(self, most: int = 4) -> None:
+    def __init__(self, device: torch.device, most: int = 4) -> None:
+        self.device = device
         self.most = most
         self._kept: dict[Hashable, Recorded[Tensor]] = {}
         self._seen: set[Hashable] = set()
+        self._refused: set[Hashable] = set()
         self._lock = threading.Lock()
 
     def run(self, what: Hashable, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
@@ -72,23 +75,38 @@ class Recordings:
 
         Args:
             what: stands for the function.
-            tensors: on a GPU, or in pinned memory of the CPU.
+            tensors: on the GPU, or in pinned memory of the CPU.
         """
         key = what, layout(*tensors)
         with self._lock:  # a recording has one place for its tensors
             recorded = self._kept.pop(key, None)
-            if recorded is None and key not in self._seen:
-                if len(self._seen) >= 1000:
-                    self._seen.clear()
-                self._seen.add(key)
-                return function(*(t.cuda(non_blocking=True) for t in tensors)).cpu()
-            while recorded is None and len(self._kept) >= self.most:
-                del self._kept[next(iter(self._kept))]
-            recorded = self._kept[key] = recorded or Recorded(function, *tensors)
-            return recorded(*tensors).cpu()
+            if recorded is None and key in self._seen and key not in self._refused:
+                recorded = self._record(key, function, *tensors)
+            if recorded is not None:
+                self._kept[key] = recorded
+                return recorded(*tensors).cpu()
+            if len(self._seen) >= 1000:
+                self._seen.clear()
+            self._seen.add(key)
+        return self.plain(what, function, *tensors)
+
+    def plain(self, what: Hashable, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        """The same without a recording."""
+        return function(*(t.to(self.device, non_blocking=True) for t in tensors)).cpu()
 
     def clear(self) -> None:
         """Give their memory back."""
         with self._lock:
             self._kept.clear()
             self._seen.clear()
+
+    def _record(self, key: Hashable, function: Callable[..., Tensor], *tensors: Tensor) -> Recorded[Tensor] | None:
+        while len(self._kept) >= self.most:
+            del self._kept[next(iter(self._kept))]
+        try:
+            return Recorded(function, *tensors)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError:  # something in it cannot be recorded
+            self._refused.add(key)
+            return None

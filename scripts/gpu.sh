@@ -23,7 +23,7 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 mkdir -p "$RUNS"
 
 if [ -n "$TOY" ]; then
-    STEPS=${STEPS-3} FIRST=0.02 BATCHES=(--batch 2)
+    STEPS=${STEPS-3} FIRST=${FIRST:-0.02} BATCHES=(--batch 2)
     DEVICE=auto TRAIN=(--width 0.0625 --batch-size 2 --pairs 1 --size 32)
     CIN=(--width 0.0625 --batch-size 1 --pairs 1 --size 32 --style-size 32) IN=("${CIN[@]}" --steps 3) ABLATION=(--steps 1) LEARN=(--steps 1 --photos 2 --size 32 --sizes 32) INIT_TRAIN=() INIT_CIN=() SIZES=(32) RUNS_TIMED=1 EVAL=32
 else

@@ -14,7 +14,7 @@ from PIL import Image
 from styleapp.devices import find_device, find_precision
 from styleapp.errors import DeviceError, ImageError, OptionError, WeightsError
 from styleapp.files import Animation, read_image
-from styleapp.images import from_pil
+from styleapp.images import from_pil, quantized
 from styleapp.options import Options
 from styleapp.pipeline import StyleTransfer
 from styleapp.tiles import Plan
@@ -115,6 +115,28 @@ def test_compiled_is_the_same_in_one_piece_and_in_tiles(transfer, weights, monke
     encoders = [graph for graph in graphs if "max_pool2d" in graph.code]
     # Once for the first size and then for any; the encoder also to the layers that the decoder of CIN sees besides.
     assert 2 <= len(encoders) <= 6 and 2 <= len(graphs) - len(encoders) <= 4
+
+
+@functools.cache
+def shipped() -> StyleTransfer:
+    return StyleTransfer("cpu", "fp32")
+
+
+@pytest.mark.parametrize("norm", ["adain", "cin"])
+@pytest.mark.parametrize("alpha", [1.0, 0.6])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_batch_of_the_shipped_networks_is_what_the_engine_makes(norm, alpha, bits):
+    """As a GPU takes plain photos: at once, past the engine. Learned codes have γ of both signs."""
+    transfer, options = shipped(), Options(norm=norm, alpha=alpha)
+    dtype = torch.uint8 if bits == 8 else torch.uint16
+    photos = [from_pil(noise(61, 50, seed=i)) for i in range(2)]
+    photos = [replace(p, pixels=quantized(p.rgb, dtype)) for p in photos]
+    styles = ["great-wave", "wheat-field"]
+    assert transfer.fits_at_once(photos, options)
+    for photo, style, found in zip(photos, styles, transfer.pictures(photos, styles, options), strict=True):
+        alone = transfer.picture(photo, style, options)
+        assert found.pixels.dtype == dtype
+        assert (found.rgb - alone.rgb).abs().max() <= 1.5 / 255
 
 
 def test_compiling_without_a_compiler_is_told_at_once(weights, monkeypatch):

@@ -272,8 +272,9 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype, n: int = 2048) -> float:
-    """TFLOP/s of an n x n matrix product of random numbers."""
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """TFLOP/s of a product of square matrices of random numbers, large enough to keep the device busy."""
+    n = 8192 if device.type == "cuda" else 2048
     a, b = torch.randn(n, n, device=device).to(dtype), torch.randn(n, n, device=device).to(dtype)
     timing = _timed("matmul", n, lambda: a @ b, device, 9)
     return 2 * n**3 / timing.median / 1e12

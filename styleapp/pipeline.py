@@ -181,7 +181,7 @@ class StyleTransfer:
             return self._transformed(photo, str(style), options, alpha_map, note)
         matching = parse_norm(options.norm, self.networks.adain.encoder.num_channels)
         stylizer = self.networks.of(options.norm, styles)
-        plain = not regions and alpha_map is None and content is None and self.device.type == "cuda"
+        plain = not regions and alpha_map is None and content is None and not steady and self.device.type == "cuda"
         if plain and style is not None and self.fits_at_once([photo], options):
             check_side(photo, stylizer.min_size, "photo")
             self.styles.code(style, options.style_size, options.norm, options.refine, lambda: progress(0))

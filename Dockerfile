@@ -17,6 +17,12 @@ COPY examples /src/examples
 RUN pip install /src
 
 FROM python:3.12-slim
+ARG TORCH=cpu
+# Triton compiles kernels for the GPU that is there; without a compiler PyTorch's own do the same in more steps.
+# hadolint ignore=DL3008
+RUN if [ "$TORCH" != cpu ]; then \
+        apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; \
+    fi
 COPY --from=build /venv /venv
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin styleapp
 USER 10001

@@ -17,7 +17,7 @@ try:
 except ImportError:  # as on Windows
     triton = None
 
-__all__ = ["Border", "affine", "bordered", "folded", "suits"]
+__all__ = ["Border", "affine", "bordered", "folded", "suits", "work"]
 
 Border = Literal["reflect", "replicate"]
 
@@ -28,17 +28,19 @@ def suits(x: Tensor) -> bool:
     """Whether these kernels take ``x``: (N, C, H, W) on a GPU with its channels side by side, in at most 32 bits."""
     if not x.is_cuda or x.dtype not in _DTYPES or x.dim() != 4 or x.stride(1) != 1 or torch.compiler.is_compiling():
         return False
-    return _work(x.device)
+    return work(x.device, x.dtype)
 
 
 @functools.cache
-def _work(device: torch.device) -> bool:
-    """Whether Triton is there, and compiles for this GPU."""
+def work(device: torch.device, dtype: torch.dtype = torch.float16) -> bool:
+    """Whether Triton is there, and compiles each of these for this GPU and dtype. Found out once."""
     if triton is None:
         return False
     try:
-        x = torch.ones(1, 8, 2, 2, device=device).contiguous(memory_format=torch.channels_last)
-        return bool((folded(bordered(x, "reflect"), "reflect").sum() == 8 * 16).item())
+        x = torch.ones(1, 8, 2, 2, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        two = torch.full((1, 8, 1, 1), 2.0, device=device)
+        found = affine(folded(bordered(x, "reflect"), "reflect"), two, two)
+        return bool((found == 2 * 4 + 2).all())
     except Exception:  # whatever is missing: a compiler, a driver that is new enough, room to write to
         return False
 

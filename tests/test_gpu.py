@@ -342,3 +342,8 @@ def test_the_command(run, photo):
     )
     assert code == 0, err
     assert json.loads(out)["device"].startswith(DEVICE)
+
+
+@only_cuda
+def test_info_tells_whether_the_own_kernels_work(run):
+    assert json.loads(run("info", "--json")[1])["kernels"]["cuda:0"] == "own"

@@ -13,7 +13,8 @@ from styleapp import kernels
 pytest.importorskip("triton")
 
 
-def test_suits_no_cpu():
+def test_where_they_do_not_compile_they_are_not_taken():
+    assert not kernels.work(torch.device("cpu"))
     assert not kernels.suits(torch.zeros(1, 8, 4, 4).contiguous(memory_format=torch.channels_last))
 
 

@@ -5,7 +5,7 @@ import itertools
 import torch
 from torch.nn import functional as F
 
-from styleapp.kernels import affine, bordered, folded
+from styleapp.kernels import affine, bordered, folded, work
 
 SHAPES = ((2, 8, 5, 7), (1, 3, 2, 2), (2, 48, 9, 3), (1, 64, 12, 40))
 
@@ -37,6 +37,7 @@ def main() -> None:
             scale, shift = torch.rand(rows, c, 1, 1) + 0.5, torch.randn(rows, c, 1, 1)
             torch.testing.assert_close(affine(x, scale, shift).float(), x.float() * scale + shift, **digits)
         compared += 1
+    assert all(work(torch.device("cpu"), dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16))
     print(compared, "compared")
 
 

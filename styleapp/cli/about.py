@@ -75,6 +75,7 @@ def info(as_json: Json = False) -> None:
 
         from styleapp.codes import codes_folder
         from styleapp.devices import find_precision
+        from styleapp.kernels import work
         from styleapp.weights import Weights, styles_folder, weights_folder
 
         def installed(package: str) -> str:
@@ -85,11 +86,13 @@ def info(as_json: Json = False) -> None:
 
         integers = Weights().has_int8
         devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        kernels = {name: "own" if work(torch.device(name)) else "PyTorch's alone" for name in devices[1:]}
         facts = {
             "styleapp": __version__,
             "python": platform.python_version(),
             **{name: installed(name) for name in ("torch", "torchvision", "pillow", "safetensors", "gradio")},
             "devices": {name: find_precision("auto", torch.device(name), integers=integers) for name in devices},
+            **({"kernels": kernels} if kernels else {}),
             "threads": torch.get_num_threads(),
             "weights": str(weights_folder()),
             "styles": str(styles_folder()),

@@ -214,7 +214,8 @@ class StyleTransfer:
         the options ask for nothing that looks at one photo alone; others one after another.
         """
         settled = {self.styles.settled(options, [style]) for style in styles}
-        if len(settled) == 1 and self.fits_at_once(photos, one := settled.pop()):
+        # One alone goes the way that knows what to do where it is too small, or memory runs out.
+        if len(photos) > 1 and len(settled) == 1 and self.fits_at_once(photos, one := settled.pop()):
             return self._at_once(self.networks.of(one.norm), photos, styles, one)
         return [self.picture(photo, style, options) for photo, style in zip(photos, styles, strict=True)]
 

@@ -139,6 +139,16 @@ def test_a_batch_of_the_shipped_networks_is_what_the_engine_makes(norm, alpha, b
         assert (found.rgb - alone.rgb).abs().max() <= 1.5 / 255
 
 
+def test_one_photo_alone_is_no_batch(transfer, monkeypatch):
+    """Also where one would fit at once, as on a GPU: what is too small is told, what is too large is cut into tiles."""
+    monkeypatch.setattr(StyleTransfer, "fits_at_once", lambda *args: True)
+    monkeypatch.setattr(StyleTransfer, "_at_once", lambda *args: pytest.fail("a batch of one"))
+    photo = from_pil(noise(40, 48))
+    assert transfer.pictures([photo], ["great-wave"], Options(**SIZE))[0].size == photo.size
+    with pytest.raises(ImageError, match="at least 16"):
+        transfer.pictures([from_pil(noise(8, 48))], ["great-wave"], Options(**SIZE))
+
+
 def test_compiling_without_a_compiler_is_told_at_once(weights, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(DeviceError, match=r"needs a C\+\+ compiler, and there is no g\+\+ here; leave out --compile"):

@@ -96,6 +96,21 @@ def test_checkpoint_of_other_options(folders, tmp_path):
     assert train(folders, out, replace(TINY, steps=5))[-1]["step"] == 5
 
 
+def test_goes_on_from_a_checkpoint_of_before_0_6(folders, tmp_path):
+    """There the average was that of torch.optim.swa_utils."""
+    out, whole = tmp_path / "d.safetensors", tmp_path / "whole.safetensors"
+    train(folders, whole)
+    for _ in range(3):
+        train(folders, out, minutes=1e-5)
+    saved = torch.load(out.with_suffix(".ckpt"))
+    assert 0 < saved["step"] < TINY.steps
+    saved["ema"] = {f"module.{name}": value for name, value in saved["ema"].items()} | {"n_averaged": torch.tensor(3)}
+    torch.save(saved, out.with_suffix(".ckpt"))
+    train(folders, out)
+    found, wanted = load_file(out), load_file(whole)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
 def test_equivariance_is_measured_where_it_counts(folders, tmp_path):
     without = train(folders, tmp_path / "a.safetensors", replace(TINY, steps=1, size=64))[-1]
     counted = replace(TINY, steps=1, size=64, equivariance_weight=1.0)

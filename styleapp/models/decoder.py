@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from styleapp.models.int8 import int8_conv2d
+from styleapp.models.int8 import add_int8_conv2d, int8_conv2d
 from styleapp.models.layers import UPSAMPLINGS, ReflectConv2d
 from styleapp.models.vgg import STYLE_LAYERS
 from styleapp.norms import BatchNorm, make_norm
@@ -188,27 +188,30 @@ class Decoder(nn.Module):
             x = self.get_submodule(name)(x, upsampling=upsampling, relu=at_once)
             upsampling = None
             if name in self.skips:
-                x += self._skipped(self.skips[name], x, skips or {})
+                self._come_in(x, self.skips[name], skips or {})
             if last:
                 break
             if not at_once:
                 x = F.relu(self._normed(name, x, norms))  # in place takes longer on what was just written
         return x
 
-    def _skipped(self, layer: str, like: Tensor, skips: Skips) -> Tensor:
-        """What comes in from a layer of the encoder, of the shape of ``like``."""
+    def _come_in(self, x: Tensor, layer: str, skips: Skips) -> None:
+        """Add to ``x``, in place, what comes in from a layer of the encoder."""
         if layer not in skips:
             raise ValueError(f"this decoder sees {', '.join(self.skips.values())} of the photo too: {layer} is missing")
         features = skips[layer]
         if features.dtype == torch.uint8:
             features = features.contiguous(memory_format=torch.channels_last)
-            y = int8_conv2d(features, *self.int8_skips[layer], None, like.dtype, "none")
+            if x.shape[0] == len(features) and x.shape[2:] == features.shape[2:]:
+                add_int8_conv2d(x, features, *self.int8_skips[layer])
+                return
+            y = int8_conv2d(features, *self.int8_skips[layer], None, x.dtype, "none")
         else:
-            y = self.get_submodule(f"skip_{layer}")(features.to(like.dtype))
-        beyond = (0, like.shape[3] - y.shape[3], 0, like.shape[2] - y.shape[2])  # features reach to a multiple of 8
+            y = self.get_submodule(f"skip_{layer}")(features.to(x.dtype))
+        beyond = (0, x.shape[3] - y.shape[3], 0, x.shape[2] - y.shape[2])  # features reach to a multiple of 8
         if any(beyond):
             y = F.pad(y, beyond, mode="replicate")
-        return y if len(y) == len(like) else y.repeat(len(like) // len(y), 1, 1, 1)
+        x += y if len(y) == len(x) else y.repeat(len(x) // len(y), 1, 1, 1)
 
     def _normed(self, name: str, x: Tensor, norms: LayerNorms | None) -> Tensor:
         if self.own_norms is not None:

@@ -21,7 +21,7 @@ from styleapp.devices import has_int8
 from styleapp.files import read_image
 from styleapp.images import Picture, quantized, to_pil
 from styleapp.models import STYLE_LAYERS, Decoder, Encoder, Int8Encoder, Stylizer
-from styleapp.models.int8 import int8_conv2d, packed
+from styleapp.models.int8 import add_int8_conv2d, int8_conv2d, packed
 from styleapp.options import Options
 from styleapp.passes import _encode
 from styleapp.pipeline import StyleTransfer
@@ -170,6 +170,20 @@ def stylizer_with(encoder, int8):
     stylizer = Stylizer(encoder, Decoder(16))
     stylizer.use_int8(int8)
     return stylizer
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_added_in_place_and_rounded_once(dtype):
+    x = torch.randint(256, (2, 6, 5, 7), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    weight = torch.randint(-127, 128, (8, 6, 1, 1), dtype=torch.int8)
+    step = torch.rand(8) / 1000
+    y = torch.randn(2, 8, 5, 7).to(dtype).contiguous(memory_format=torch.channels_last)
+    products = F.conv2d(x.double(), weight.double()) * step.double()[:, None, None]
+    wanted = (y.double() + products).to(dtype)
+    add_int8_conv2d(y, x, packed(weight, step), step)
+    ulp = torch.finfo(dtype).eps
+    torch.testing.assert_close(y, wanted, rtol=ulp, atol=ulp * float(products.abs().max()))
 
 
 @torch.inference_mode()

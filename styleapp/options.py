@@ -58,8 +58,8 @@ class Options:
         alpha: strength of the style, 0 (the photo) to 1.
         size: short side of the result in pixels, 0 for that of the photo.
         style_size: short side at which the painting is measured: larger means broader strokes.
-        norm: auto (cin for paintings, and for the styles that its network has learned at their usual stroke size; else
-            adain), or which statistics of the photo become those of the painting: adain (each channel's), adaln (all
+        norm: auto (cin for paintings, and for the styles that its network has learned at this stroke size; else adain),
+            or which statistics of the photo become those of the painting: adain (each channel's), adaln (all
             channels'), adagn:G (those of G groups), adabn (each channel's over a batch, which for one photo is adain),
             wct (the covariance too), efdm (every value); the last two need a painting, not a built-in style. Or
             another network: cin (codes at every layer of the decoder, learned, or predicted for a painting that it

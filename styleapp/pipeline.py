@@ -28,7 +28,7 @@ from styleapp.controls import (
 )
 from styleapp.devices import find_device, find_precision
 from styleapp.engine import Content, brightness, measure_content, render
-from styleapp.errors import OptionError, unknown_name
+from styleapp.errors import ImageError, OptionError, unknown_name
 from styleapp.files import Animation
 from styleapp.images import MAX_PIXELS, Picture, filled, quantized, resized, scaled, to_pil, unit
 from styleapp.large import LargePicture, is_large, read_large
@@ -461,7 +461,7 @@ class StyleTransfer:
         """A mask of the photo's size."""
         if source == "alpha":
             if photo.alpha is None:
-                raise OptionError("the mask 'alpha' is the photo's transparency, and this photo has none")
+                raise ImageError("the mask 'alpha' is the photo's transparency, and this photo has none")
             return photo.alpha
         name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else role
         values = check_mask(read(source, role, self.max_pixels), name)

@@ -70,6 +70,14 @@ def test_one_bad_photo_does_not_lose_the_others(run, photo):
     assert err.count("\n") == 1 and "bad.jpg" in err
 
 
+def test_the_photo_that_failed_is_named(run, photo):
+    cut_out = Image.open(photo).convert("RGBA")
+    cut_out.save("cut-out.png")
+    code, out, err = run("stylize", "cut-out.png", photo, "--region", "alpha=great-wave", "-o", ".", *SIZE)
+    assert code == 1 and out.startswith("cut-out-great-wave.png")
+    assert err == f"error: {photo}: the mask 'alpha' is the photo's transparency, and this photo has none\n"
+
+
 def bad_inputs(photo: Path) -> dict[str, tuple[list[object], int, str]]:
     Path("empty.jpg").touch()
     Path("text.jpg").write_text("text")

@@ -273,7 +273,7 @@ class TestControlsOfTheCommandLine:
             (("--region", "m.png=great-wave@x"), 2, "must be a number"),
             (("--region", "empty.png=great-wave"), 1, "empty.png: the mask is empty"),
             (("--region", "no.png=great-wave"), 1, "no.png: no such file"),
-            (("--region", "alpha=great-wave"), 2, "this photo has none"),
+            (("--region", "alpha=great-wave"), 1, "this photo has none"),
             (("--region", "m.png=grat-wave"), 2, "did you mean 'great-wave'"),
             (("-s", "great-wave", "--max-memory", "1MB"), 2, "MB are needed, --max-memory allows 1 MB"),
             (("-s", "great-wave", "--format", "xyz"), 2, "unknown format 'xyz'"),

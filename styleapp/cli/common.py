@@ -29,9 +29,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 MaxPixels = Annotated[float, typer.Option("--max-megapixels", help="Refuse larger photos and paintings.")]
 
 
-def tell(error: StyleError) -> int:
-    """Print one line on stderr; the exit code that the error stands for."""
-    stderr.print(f"error: {error}", markup=False, style="red" if stderr.is_terminal else None)
+def tell(error: StyleError, photo: str = "") -> int:
+    """Print one line on stderr, which names the photo; the exit code that the error stands for."""
+    where = "" if photo in str(error) else f"{photo}: "
+    stderr.print(f"error: {where}{error}", markup=False, style="red" if stderr.is_terminal else None)
     return 2 if isinstance(error, (OptionError, DeviceError)) else 1
 
 

@@ -203,7 +203,7 @@ def stylize_named(
             else:
                 made = stylize_file(transfer, source, target, base, options, more, settings.quality)
         except StyleError as error:
-            failed = tell(error)
+            failed = tell(error, photo if several else "")
             if wanted.as_json:
                 typer.echo(json.dumps({"input": photo, "error": str(error)}))
             continue

@@ -44,7 +44,7 @@ class _Endpoints:
             alpha: strength of the style, 0 to 1.
             style_size: pixels at which the painting is measured: larger means broader strokes.
             size: short side of the result in pixels, 0 for that of the photo.
-            norm: auto (cin for paintings and, at the usual style_size, for learned styles; else adain), or what is
+            norm: auto (cin for paintings, and for styles learned at this style_size; else adain), or what is
                 matched: adain, cin, in, adaln, adagn:32, adabn, efdm or wct.
             color: none, luma, coral, histogram or palette.
 

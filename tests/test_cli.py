@@ -78,6 +78,12 @@ def test_the_photo_that_failed_is_named(run, photo):
     assert err == f"error: {photo}: the mask 'alpha' is the photo's transparency, and this photo has none\n"
 
 
+@pytest.mark.parametrize("out", [(), ("-o", "out"), ("-o", "no/out.png")])
+def test_no_photo_is_told_before_all_else(run, out):
+    code, _, err = run("stylize", "holiday", "-s", "great-wave", *out)
+    assert (code, err) == (1, "error: holiday: no such file or folder\n")
+
+
 def bad_inputs(photo: Path) -> dict[str, tuple[list[object], int, str]]:
     Path("empty.jpg").touch()
     Path("text.jpg").write_text("text")

@@ -25,7 +25,7 @@ from styleapp.cli.common import (
     stderr,
     tell,
 )
-from styleapp.errors import OptionError, StyleError
+from styleapp.errors import ImageError, OptionError, StyleError
 from styleapp.options import BatchOptions, Options
 
 if TYPE_CHECKING:
@@ -171,6 +171,8 @@ def stylize_named(
     from styleapp.files import check_output
     from styleapp.video import VIDEOS
 
+    if not any(isinstance(source, bytes) or source.exists() for source in sources):
+        raise ImageError(f"{', '.join(wanted.content)}: no such file or folder")
     style, options = wanted.style, settings.options
     names = [*style, *(name for _, name, _ in regions)]
     place = Path(wanted.out) if wanted.out else None

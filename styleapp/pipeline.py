@@ -227,7 +227,7 @@ class StyleTransfer:
         enough = count > 1 or (self.device.type == "cuda" and not isinstance(first, LargePicture))
         if not enough or not plain or not alike or options.tile not in ("auto", "off"):
             return False
-        plan = self._plan(self.networks.of(options.norm), first, options, keep=True, count=count)
+        plan = self._plan(self.networks.of(options.norm), first, options, keep=True, count=count, whole=True)
         return plan.covers((first.size[0] * count, first.size[1]))
 
     def _at_once(
@@ -327,7 +327,7 @@ class StyleTransfer:
         network = self.networks.of(options.norm)
         height, width = frames[0].size
         for count in range(min(16, len(frames)), 0, -1):
-            plan = self._plan(network, frames[0], replace(options, tile="auto"), keep=True, count=count)
+            plan = self._plan(network, frames[0], replace(options, tile="auto"), keep=True, count=count, whole=True)
             if plan.covers((count * height, width)):
                 chosen = [filled(frames[i * len(frames) // count]) for i in range(count)]
                 found = shared_moments(network, chosen, code.to(self.device), first)
@@ -388,7 +388,7 @@ class StyleTransfer:
         if all(layer.alpha == 0 for layer in layers):
             return picture
         picture = filled(picture)
-        plan = self._plan(stylizer, picture, options, keep=content is None)
+        plan = self._plan(stylizer, picture, options, keep=content is None, whole=not stylizer.decoder.is_local)
         if not plan.covers(picture.size):
             self.recordings.clear()  # the plan counts on their memory
         if not stylizer.decoder.is_local and not plan.covers(picture.size):
@@ -414,7 +414,9 @@ class StyleTransfer:
             progress=progress,
         )
 
-    def _plan(self, stylizer: Stylizer, picture: Picture, options: Options, *, keep: bool, count: int = 1) -> Plan:
+    def _plan(
+        self, stylizer: Stylizer, picture: Picture, options: Options, *, keep: bool, count: int = 1, whole: bool = False
+    ) -> Plan:
         tile = {"auto": None, "off": count * max(picture.size) + 7}.get(options.tile, options.tile)
         budget = parse_bytes(options.max_memory) if options.max_memory else None
         result_bytes = count * picture.pixels.nbytes
@@ -428,6 +430,7 @@ class StyleTransfer:
             budget=budget,
             result_bytes=result_bytes,
             keep=keep,
+            whole=whole,
         )
 
     def _target(

@@ -321,6 +321,17 @@ class TestPlan:
     def test_one_piece_where_it_fits(self):
         assert make_plan(NETWORK, (300, 201), torch.device("cpu")) == Plan((304, 208))
 
+    def test_large_photos_in_small_tiles_on_a_cpu(self, monkeypatch):
+        """They are quicker than one piece there, but only one piece will do for some."""
+        monkeypatch.setattr(tiles, "available", lambda device: 10**12)
+        cpu, size = torch.device("cpu"), (4000, 3000)
+        assert make_plan(NETWORK, (2048, 2048), cpu).tile == (2048, 2048)
+        for matters in ({}, {"budget": 10**12}):
+            assert make_plan(NETWORK, size, cpu, **matters).tile == (1000, 1000)
+            assert make_plan(NETWORK, size, cpu, **matters, whole=True).covers(size)
+        assert make_plan(NETWORK, size, torch.device("cuda")).covers(size)
+        assert make_plan(NETWORK, size, cpu, tile=4000).covers(size)
+
     def test_tiles_are_even_multiples_of_8_within_the_limit(self):
         for size, side in (((1000, 1000), 400), ((17, 5000), 64), ((999, 31), 100)):
             tile = even(size, side)

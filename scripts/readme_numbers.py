@@ -55,10 +55,11 @@ def speed() -> list[Row]:
     text = f"{first}, then {then} instead of {instead}: {pays}"
     rows.append(("torch.compile: the first picture of 512 × 512", text, "styleapp bench --size 512 --runs 7 --compile"))
     for run in load("large")["runs"]:
-        if run["photo"] == "10000x10000":
-            which = {"adain": "AdaIN", "cin": "CIN"}[run["command"].partition("--norm ")[2].split()[0]]
+        norm, *how = run["command"].partition("--norm ")[2].partition(" -o")[0].split()
+        if run["photo"] in ("4000x3000", "10000x10000"):
             text = f"{run['seconds']:.0f} s, {run['peak_rss_mb'] / 1000:.2f} GB at most"
-            what = f"{which}, 10000 × 10000, `--max-memory 2GB`, whole process"
+            which, size = {"adain": "AdaIN", "cin": "CIN"}[norm], run["photo"].replace("x", " × ")
+            what = ", ".join([which, size, *([f"`{' '.join(how)}`"] if how else []), "whole process"])
             rows.append((what, text, "python scripts/bench_large.py"))
     passes = load("passes")
     found, height = passes["seconds"], min(passes["size"])

@@ -70,8 +70,8 @@ class Options:
             photo as it is).
         refine: gradient steps on the code of a painting that the CIN network has not learned, once for each painting:
             nearer to it for a fifth of a second a step on two CPU cores. 0 for none.
-        tile: auto (as large as memory allows), off (the photo in one piece), or the longest side of a tile in pixels.
-            The result is the same.
+        tile: auto (as large as memory allows, on a CPU of large photos as large as is quick), off (the photo in one
+            piece), or the longest side of a tile in pixels. The result is the same.
         max_memory: what the process may occupy in all, such as 2GB; by default half of what is free.
         feather: softness of the borders of masks, in pixels.
     """

@@ -36,7 +36,7 @@ Note = Callable[[str], None]
 LEAST_TILE = 64
 QUICK_IN_ONE_PIECE, QUICK_TILE = 2048**2, 1024
 """On a CPU: pixels up to which one piece is quickest, and the longest side of a tile beyond. Larger ones gain less by
-fewer borders than fresh and far memory costs: 12 megapixels took 11 s in one piece and 6 s in tiles like these."""
+fewer borders than fresh and far memory costs: 12 megapixels took 8 to 12 s in one piece and 6 s in tiles like these."""
 
 
 @dataclass(frozen=True)

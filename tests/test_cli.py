@@ -80,8 +80,9 @@ def test_the_photo_that_failed_is_named(run, photo):
 
 @pytest.mark.parametrize("out", [(), ("-o", "out"), ("-o", "no/out.png")])
 def test_no_photo_is_told_before_all_else(run, out):
-    code, _, err = run("stylize", "holiday", "-s", "great-wave", *out)
-    assert (code, err) == (1, "error: holiday: no such file or folder\n")
+    code, told, err = run("stylize", "holiday", "-s", "great-wave", "--json", *out, *SIZE)
+    assert (code, err) == (1, "error: holiday: no such file\n")
+    assert json.loads(told) == {"input": "holiday", "error": "holiday: no such file"}
 
 
 def bad_inputs(photo: Path) -> dict[str, tuple[list[object], int, str]]:

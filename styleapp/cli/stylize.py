@@ -25,7 +25,7 @@ from styleapp.cli.common import (
     stderr,
     tell,
 )
-from styleapp.errors import ImageError, OptionError, StyleError
+from styleapp.errors import OptionError, StyleError
 from styleapp.options import BatchOptions, Options
 
 if TYPE_CHECKING:
@@ -171,8 +171,6 @@ def stylize_named(
     from styleapp.files import check_output
     from styleapp.video import VIDEOS
 
-    if not any(isinstance(source, bytes) or source.exists() for source in sources):
-        raise ImageError(f"{', '.join(wanted.content)}: no such file or folder")
     style, options = wanted.style, settings.options
     names = [*style, *(name for _, name, _ in regions)]
     place = Path(wanted.out) if wanted.out else None
@@ -183,8 +181,8 @@ def stylize_named(
     films = {text for text in wanted.content if Path(text).suffix.lower() in VIDEOS}
     if films and (regions or alpha_map):
         raise OptionError("--region and --alpha-map are for photos, not for films")
-    for text, target in zip(wanted.content, targets, strict=True):
-        if text not in films:
+    for text, source, target in zip(wanted.content, sources, targets, strict=True):
+        if text not in films and (isinstance(source, bytes) or source.exists()):  # what is not there is told below
             check_output(target, wanted.overwrite)
 
     keep_freed_memory()

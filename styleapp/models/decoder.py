@@ -188,23 +188,22 @@ class Decoder(nn.Module):
             x = self.get_submodule(name)(x, upsampling=upsampling, relu=at_once)
             upsampling = None
             if name in self.skips:
-                self._come_in(x, self.skips[name], skips or {})
+                x = self._with(x, self.skips[name], skips or {})
             if last:
                 break
             if not at_once:
                 x = F.relu(self._normed(name, x, norms))  # in place takes longer on what was just written
         return x
 
-    def _come_in(self, x: Tensor, layer: str, skips: Skips) -> None:
-        """Add to ``x``, in place, what comes in from a layer of the encoder."""
+    def _with(self, x: Tensor, layer: str, skips: Skips) -> Tensor:
+        """``x``, changed in place, and what comes in from a layer of the encoder."""
         if layer not in skips:
             raise ValueError(f"this decoder sees {', '.join(self.skips.values())} of the photo too: {layer} is missing")
         features = skips[layer]
         if features.dtype == torch.uint8:
             features = features.contiguous(memory_format=torch.channels_last)
             if x.shape[0] == len(features) and x.shape[2:] == features.shape[2:]:
-                add_int8_conv2d(x, features, *self.int8_skips[layer])
-                return
+                return add_int8_conv2d(x, features, *self.int8_skips[layer])
             y = int8_conv2d(features, *self.int8_skips[layer], None, x.dtype, "none")
         else:
             y = self.get_submodule(f"skip_{layer}")(features.to(x.dtype))
@@ -212,6 +211,7 @@ class Decoder(nn.Module):
         if any(beyond):
             y = F.pad(y, beyond, mode="replicate")
         x += y if len(y) == len(x) else y.repeat(len(x) // len(y), 1, 1, 1)
+        return x
 
     def _normed(self, name: str, x: Tensor, norms: LayerNorms | None) -> Tensor:
         if self.own_norms is not None:

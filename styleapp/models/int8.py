@@ -123,24 +123,15 @@ def int8_conv2d(
     return result
 
 
-def add_int8_conv2d(y: Tensor, x: Tensor, kernel: Tensor, step: Tensor) -> None:
-    """``y += step · Σ w·x`` in one pass over memory, rounded once; ``y`` channels_last, of the size of the result."""
+def add_int8_conv2d(y: Tensor, x: Tensor, kernel: Tensor, step: Tensor) -> Tensor:
+    """``y + step · Σ w·x`` in one pass over memory, rounded once; in the place of ``y`` where that is channels_last."""
     zero = torch.zeros(len(step), dtype=torch.int8)
-    torch.ops.onednn.qconv2d_pointwise.binary(
-        *(x, 1.0, 0),
-        *(kernel, step, zero),
-        y,
-        None,
-        [1, 1],
-        [0, 0],
-        [1, 1],
-        1,
-        *(1.0, 0),
-        y.dtype,
-        *(1.0, 0),
-        *("sum", 1.0),
-        *("none", [], ""),
+    convolution = [1, 1], [0, 0], [1, 1], 1
+    added = 1.0, 0, y.dtype, 1.0, 0, "sum", 1.0, "none", [], ""
+    result: Tensor = torch.ops.onednn.qconv2d_pointwise.binary(
+        *(x, 1.0, 0), *(kernel, step, zero), y, None, *convolution, *added
     )
+    return result
 
 
 @functools.cache
@@ -153,10 +144,10 @@ def works() -> bool:
     x = torch.full((1, 16, 3, 3), 255, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
     weight = torch.full((16, 16, 3, 3), 127, dtype=torch.int8)
     step = torch.full((16,), 1 / (9 * 16 * 127))
-    kernel = packed(weight, step)
     y = torch.ones(1, 16, 1, 1).contiguous(memory_format=torch.channels_last)
     try:
-        add_int8_conv2d(y, x, kernel, step)
+        kernel = packed(weight, step)
+        y = add_int8_conv2d(y, x, kernel, step)
         whole = int8_conv2d(x, kernel, step, torch.zeros(16), torch.uint8)
         return bool((whole == 255).all() and (y - 256).abs().max() < 1e-3)
     except (AttributeError, RuntimeError):

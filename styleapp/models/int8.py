@@ -124,10 +124,10 @@ def int8_conv2d(
 
 
 def add_int8_conv2d(y: Tensor, x: Tensor, kernel: Tensor, step: Tensor) -> Tensor:
-    """``y + step · Σ w·x`` in one pass over memory, rounded once; in the place of ``y`` where that is channels_last."""
+    """``y + step · Σ w·x`` in one pass over memory, rounded once; ``y`` may change."""
     zero = torch.zeros(len(step), dtype=torch.int8)
     convolution = [1, 1], [0, 0], [1, 1], 1
-    added = 1.0, 0, y.dtype, 1.0, 0, "sum", 1.0, "none", [], ""
+    added: tuple[object, ...] = (1.0, 0, y.dtype, 1.0, 0, "sum", 1.0, "none", [], "")
     result: Tensor = torch.ops.onednn.qconv2d_pointwise.binary(
         *(x, 1.0, 0), *(kernel, step, zero), y, None, *convolution, *added
     )

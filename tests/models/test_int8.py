@@ -174,7 +174,7 @@ def stylizer_with(encoder, int8):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
-def test_added_in_place_and_rounded_once(dtype):
+def test_added_and_rounded_once(dtype):
     x = torch.randint(256, (2, 6, 5, 7), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
     weight = torch.randint(-127, 128, (8, 6, 1, 1), dtype=torch.int8)
     step = torch.rand(8) / 1000
@@ -182,7 +182,6 @@ def test_added_in_place_and_rounded_once(dtype):
     products = F.conv2d(x.double(), weight.double()) * step.double()[:, None, None]
     wanted = (y.double() + products).to(dtype)
     found = add_int8_conv2d(y, x, packed(weight, step), step)
-    assert found.data_ptr() == y.data_ptr()
     ulp = torch.finfo(dtype).eps
     torch.testing.assert_close(found, wanted, rtol=ulp, atol=ulp * float(products.abs().max()))
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from styleapp.kernels import Border, bordered, folded, suits
 
 __all__ = [
+    "LEAST_TO_CORRECT",
     "UPSAMPLINGS",
     "ReflectConv2d",
     "corrected_conv2d",
@@ -33,12 +34,15 @@ UPSAMPLINGS = {
 """To twice the size: how much of each of 2 or 3 pixels beside one another the three taps of a kernel see, for even and
 for odd places."""
 
+LEAST_TO_CORRECT = 128**2
+"""Positions from which on a border that is corrected takes a CPU less time than a padded copy."""
+
 
 def reflect_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
     """Convolve with a 3x3 kernel after reflecting one pixel at each border.
 
     Equals ``F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), weight, bias)`` up to rounding, in the way that suits:
-    that itself where gradients are wanted, :func:`corrected_conv2d` on a CPU, :func:`padded` on a GPU.
+    that itself where gradients are wanted, :func:`corrected_conv2d` for large ones on a CPU, :func:`padded` elsewhere.
 
     Args:
         x: (N, C, H, W) with H, W >= 2.
@@ -57,24 +61,57 @@ def reflect_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: 
     if _wants_gradient(x, weight):
         own = x.is_cuda or x.dtype == torch.bfloat16  # of which torch's pad on a CPU makes further copies
         y = F.conv2d(padded(x, "reflect") if own else F.pad(x, (1, 1, 1, 1), mode="reflect"), weight, bias)
-    elif x.is_cuda:
+        return F.relu_(y) if relu else y
+    if x.is_cuda or x.shape[-2] * x.shape[-1] < LEAST_TO_CORRECT:
         return _convolved(padded(x, "reflect"), weight, bias, relu)
-    else:
-        y = corrected_conv2d(x, weight, bias)
-    return F.relu_(y) if relu else y
+    return corrected_conv2d(x, weight, bias, relu)
 
 
-def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-    """Without a border; on a GPU in half precision bias and ReLU cost nothing if cuDNN is told of them at once."""
-    half = x.is_cuda and x.dtype == weight.dtype and x.dtype in (torch.bfloat16, torch.float16)
-    if relu and half and torch.backends.cudnn.enabled and not torch.compiler.is_compiling():
+def corrected_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
+    """As :func:`reflect_conv2d`, without a padded copy of ``x``.
+
+    The convolution pads with zeros; the one-pixel border of its result is then replaced by that of the first and last
+    two rows and columns, which are padded.
+    """
+    y = _convolved(x, weight, bias, relu, padding=1)
+    for dim in (2, 3):
+        count = x.shape[dim]
+        ends = torch.cat([x.narrow(dim, 0, 2), x.narrow(dim, count - 2, 2)])
+        first, last = _convolved(padded(ends, "reflect"), weight, bias, relu).chunk(2)
+        y.narrow(dim, 0, 1).copy_(first.narrow(dim, 0, 1))
+        y.narrow(dim, count - 1, 1).copy_(last.narrow(dim, 1, 1))
+    return y
+
+
+def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, padding: int = 0) -> Tensor:
+    """Padded with zeros. A ReLU costs nothing if cuDNN, in half precision, or oneDNN is told of it at once."""
+    if relu and x.dtype == weight.dtype and not torch.compiler.is_compiling():
+        ones, around = (1, 1), (padding, padding)
         try:
-            y: Tensor = torch.cudnn_convolution_relu(x, weight, bias, (1, 1), (0, 0), (1, 1), 1)
-            return y
+            if x.is_cuda and x.dtype in (torch.bfloat16, torch.float16) and torch.backends.cudnn.enabled:
+                y: Tensor = torch.cudnn_convolution_relu(x, weight, bias, ones, around, ones, 1)
+                return y
+            if x.device.type == "cpu" and torch.backends.mkldnn.enabled and onednn_works(x.dtype):
+                y = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, around, ones, ones, 1, "relu", [], "")
+                return y
         except RuntimeError:  # no kernel of it for this GPU, or no cuDNN
             pass
-    y = F.conv2d(x, weight, bias)
+    y = F.conv2d(x, weight, bias, padding=padding)
     return F.relu_(y) if relu else y
+
+
+@functools.cache
+def onednn_works(dtype: torch.dtype) -> bool:
+    """Whether its convolution with a ReLU, which is not of PyTorch's documented interface, is there and right."""
+    x = torch.linspace(-1, 1, 32, dtype=dtype).view(1, 2, 4, 4).contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.linspace(1, -1, 54).to(dtype).view(3, 2, 3, 3), torch.linspace(-1, 1, 3).to(dtype)
+    ones = (1, 1)
+    try:
+        y = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, ones, ones, ones, 1, "relu", [], "")
+        wanted = F.conv2d(x.double(), weight.double(), bias.double(), padding=1).relu()
+        return torch.allclose(y.double(), wanted, atol=8 * torch.finfo(dtype).eps)
+    except (AttributeError, RuntimeError):
+        return False
 
 
 def upsampled_conv2d(
@@ -119,24 +156,21 @@ def upsampled_conv2d(
         y = y.reshape(n, height, width, 2, 2, out_channels).transpose(2, 3)
         y = y.reshape(n, 2 * height, 2 * width, out_channels).permute(0, 3, 1, 2)
         return F.relu_(y) if relu else y
-    y = _convolved(padded(x, "replicate"), parts, biases, relu and x.is_cuda)
-    later = relu and not x.is_cuda
-    out = _empty(n, out_channels, 2 * height, 2 * width, like=y)
+    x = padded(x, "replicate")
+    out = _empty(n, out_channels, 2 * height, 2 * width, like=x)
     places = out.permute(0, 2, 3, 1).view(n, height, 2, width, 2, out_channels)
-
-    def put(what: Tensor, where: Tensor) -> None:
-        if later and not torch.compiler.is_compiling():
-            torch.clamp(what, min=0, out=where)
-        else:
-            where.copy_(F.relu(what) if later else what)
-
+    each = [places[:, :, i // 2, :, i % 2] for i in range(4)]
     if parts.shape[-1] == 3:  # even and odd places see the same pixels
-        put(y.permute(0, 2, 3, 1).view(n, height, width, 2, 2, out_channels).transpose(2, 3), places)
+        # On a CPU a part is still in the cache when it is put in place; and 1024 channels take twice as long at times.
+        where = [places.transpose(2, 3)] if x.is_cuda else each if out_channels >= 256 else places.unbind(2)
+        for some, place in zip(parts.chunk(len(where)), where, strict=True):
+            y = _convolved(x, some, None if biases is None else biases[: len(some)], relu)
+            place.copy_(y.permute(0, 2, 3, 1).view(place.shape))
         return out
-    for i, part in enumerate(y.split(out_channels, 1)):
+    y = _convolved(x, parts, biases, relu)
+    for i, (part, place) in enumerate(zip(y.split(out_channels, 1), each, strict=True)):
         row, column = divmod(i, 2)  # of two pixels, odd places see the later ones
-        seen = part[:, :, row : row + height, column : column + width]
-        put(seen.permute(0, 2, 3, 1), places[:, :, row, :, column])
+        place.copy_(part[:, :, row : row + height, column : column + width].permute(0, 2, 3, 1))
     return out
 
 
@@ -236,22 +270,6 @@ def _empty(*shape: int, like: Tensor) -> Tensor:
 
 def _wants_gradient(x: Tensor, weight: Tensor) -> bool:
     return torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-
-
-def corrected_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """As :func:`reflect_conv2d`, without a padded copy of ``x``.
-
-    The convolution pads with zeros, and what the reflected ring of pixels would have added is then added to the
-    one-pixel border of the result.
-    """
-    y = F.conv2d(x, weight, bias, padding=1)
-    # The rows carry the corners of the ring, so the columns are padded with zeros along their length.
-    above, below = (F.pad(x[:, :, i : i + 1], (1, 1, 0, 0), mode="reflect") for i in (1, x.shape[2] - 2))
-    y[:, :, :1] += F.conv2d(above, weight[:, :, :1])
-    y[:, :, -1:] += F.conv2d(below, weight[:, :, 2:])
-    y[..., :1] += F.conv2d(x[..., 1:2], weight[..., :1], padding=(1, 0))
-    y[..., -1:] += F.conv2d(x[..., -2:-1], weight[..., 2:], padding=(1, 0))
-    return y
 
 
 class ReflectConv2d(nn.Conv2d):

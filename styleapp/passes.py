@@ -286,7 +286,7 @@ class Passes:
     def decoded(self, w: Window, until: str | None = None) -> Tensor:
         """A window through norms and decoder, to the input of the norm ``until``, or to a picture in float32."""
         after = self.after
-        outer = w.grown(halo_of(self.stylizer.decoder.radius_between(after, until)), self.cells)
+        outer = self.outer(w, after, until)
         layers = self.stylizer.decoder.skips_between(after, until)
         if self.kept is None:
             last = self.stylizer.encoder.last
@@ -295,23 +295,57 @@ class Passes:
         else:
             seen = self.seen(outer, layers)
             x = self.kept.output[self.finer(outer, after).index]
-        y = self.norms.decoded(x, outer, seen, until, after)
+        y = self._inwards(self.norms.decoded, x, seen, w, until, after)
         if self.kept is not None:
             self.kept.forget()
-        return y[self.finer(w.within(outer), until).index] if until else self._shown(y, w, outer)
+        return y
 
     def plain(self, w: Window) -> Tensor:
         """The picture that the decoder makes of a window without any norm."""
         decoder, last = self.stylizer.decoder, self.stylizer.encoder.last
-        outer = w.grown(halo_of(decoder.radius), self.cells)
-        seen = self.seen(outer, [*decoder.skips_between(None, None), last])
-        picture: Tensor = decoder(seen[last], skips=seen)
-        return self._shown(picture, w, outer)
+        seen = self.seen(self.outer(w, None, None), [*decoder.skips_between(None, None), last])
 
-    def _shown(self, y: Tensor, w: Window, outer: Window) -> Tensor:
-        """What a window shows of the picture of a wider one: features reach to a multiple of 8. In float32."""
-        height, width = w.scaled(8, self.size).size
-        return y[self.finer(w.within(outer), None).index][..., :height, :width].float()
+        def decoded(x: Tensor, w: Window, skips: Skips, until: str | None, after: str | None) -> Tensor:
+            result: Tensor = decoder(x, None, until, after, skips)
+            return result
+
+        return self._inwards(decoded, seen[last], seen, w)
+
+    def outer(self, w: Window, after: str | None, until: str | None) -> Window:
+        """What a window of the output of ``until`` needs of that of ``after``."""
+        return w.grown(halo_of(self.stylizer.decoder.radius_between(after, until)), self.cells)
+
+    def _inwards(
+        self,
+        decoded: Callable[[Tensor, Window, Skips, str | None, str | None], Tensor],
+        x: Tensor,
+        seen: Skips,
+        w: Window,
+        until: str | None = None,
+        after: str | None = None,
+    ) -> Tensor:
+        """Through the decoder; before the size doubles, what a window needs no longer is left behind.
+
+        Args:
+            decoded: as :meth:`Norms.decoded`.
+            x, seen: of the window :meth:`outer`.
+            w: what is wanted: an output of ``until``, or a picture in float32.
+        """
+        outer = self.outer(w, after, until)
+        for name in self.stylizer.decoder.ends_between(after, until):
+            needed = self.outer(w, name, until)
+            if needed == outer:
+                continue
+            x = decoded(x, outer, seen, name, after)
+            inner = needed.within(outer)
+            x = x[self.finer(inner, name).index]
+            seen = {layer: f[_at(self.stylizer, layer, inner, outer.size).index] for layer, f in seen.items()}
+            outer, after = needed, name
+        y = decoded(x, outer, seen, until, after)[self.finer(w.within(outer), until).index]
+        if until is not None:
+            return y
+        height, width = w.scaled(8, self.size).size  # features reach to a multiple of 8
+        return y[..., :height, :width].float()
 
     def settle_open(self, w: Window, note: Note, done: Callable[[Window], None]) -> None:
         """A pass for each norm that is open, in tiles no larger than a window; none where that is the whole photo."""

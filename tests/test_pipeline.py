@@ -113,8 +113,9 @@ def test_compiled_is_the_same_in_one_piece_and_in_tiles(transfer, weights, monke
             a, b = (array(t.stylize(image, "great-wave", **more)) for t in (transfer, compiled))
             assert np.abs(a.astype(int) - b).max() <= 1, options
     encoders = [graph for graph in graphs if "max_pool2d" in graph.code]
-    # Once for the first size and then for any; the encoder also to the layers that the decoder of CIN sees besides.
-    assert 2 <= len(encoders) <= 6 and 2 <= len(graphs) - len(encoders) <= 4
+    # Once for the first size and then for any; the encoder also to the layers that the decoder of CIN sees besides, the
+    # decoder in tiles also from one size to the next.
+    assert 2 <= len(encoders) <= 6 and 2 <= len(graphs) - len(encoders) <= 8
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 
 import torch
@@ -149,6 +150,10 @@ class Decoder(nn.Module):
     def skips_between(self, after: str | None, until: str | None) -> list[str]:
         """The layers of the encoder that come in behind the convolution ``after``, at ``until`` at the latest."""
         return [self.skips[name] for name in self._between(after, until) if name in self.skips]
+
+    def ends_between(self, after: str | None, until: str | None) -> list[str]:
+        """The convolutions behind ``after`` and before ``until`` whose output is then upsampled."""
+        return [name for name, following in itertools.pairwise(self._between(after, until)) if following == "up"]
 
     def _between(self, after: str | None, until: str | None) -> list[str]:
         first = 0 if after is None else self.names.index(after) + 1

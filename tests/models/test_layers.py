@@ -8,10 +8,13 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from styleapp import options
+from styleapp.models import layers
 from styleapp.models.layers import (
     UPSAMPLINGS,
     ReflectConv2d,
+    corrected_conv2d,
     max_pool2x2,
+    onednn_works,
     padded,
     reflect_conv2d,
     upsampled_conv2d,
@@ -34,7 +37,9 @@ def test_equals_padding_first(batch, height, width, bias, channels_last):
     b = torch.randn(4, dtype=torch.float64) if bias else None
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
-    assert torch.allclose(reflect_conv2d(x, w, b), plain(x, w, b), atol=1e-12)
+    for way in (reflect_conv2d, corrected_conv2d):
+        assert torch.allclose(way(x, w, b), plain(x, w, b), atol=1e-12)
+        assert torch.allclose(way(x, w, b, relu=True), plain(x, w, b).relu(), atol=1e-12)
 
 
 @settings(max_examples=60, deadline=None)
@@ -68,6 +73,45 @@ def test_a_relu_that_follows(upsampling):
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
             assert torch.allclose(layer(x, upsampling=upsampling, relu=True), wanted, atol=1e-5)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_relu_inside_the_convolution_or_behind_it(dtype, has_bias, fused, monkeypatch):
+    """In whatever way it is computed, and for as many channels as go one kernel at a time."""
+    if not fused:
+        monkeypatch.setattr(layers, "onednn_works", lambda dtype: False)
+    elif not onednn_works(dtype):
+        pytest.skip(f"this torch has no such convolution in {dtype}")
+    torch.manual_seed(0)
+    x, w = torch.randn(2, 8, 11, 13).to(dtype), torch.randn(256, 8, 3, 3).to(dtype) / 8
+    b = torch.randn(256).to(dtype) if has_bias else None
+    x = x.contiguous(memory_format=torch.channels_last)
+    exact = x.double(), w.double(), None if b is None else b.double()
+    for least in (0, layers.LEAST_TO_CORRECT):
+        monkeypatch.setattr(layers, "LEAST_TO_CORRECT", least)
+        found = reflect_conv2d(x, w, b, relu=True)
+        assert torch.allclose(found.double(), plain(*exact).relu(), atol=16 * torch.finfo(dtype).eps)
+    for mode in UPSAMPLINGS:
+        wanted = after_upsampling(*exact, mode).relu()
+        assert torch.allclose(
+            upsampled_conv2d(x, w, b, mode, relu=True).double(), wanted, atol=16 * torch.finfo(dtype).eps
+        )
+
+
+def test_what_is_not_there_is_not_taken(monkeypatch):
+    """The convolution with a ReLU inside is none of torch's documented ones."""
+    x, layer = torch.randn(1, 3, 5, 6), ReflectConv2d(3, 4).requires_grad_(False)
+    wanted = layer(x, relu=True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_convolution_pointwise", lambda *args: torch.zeros(1, 3, 4, 4))
+    onednn_works.cache_clear()
+    try:
+        assert not onednn_works(torch.float32)
+        assert torch.allclose(layer(x, relu=True), wanted, atol=1e-6)
+    finally:
+        onednn_works.cache_clear()
 
 
 def test_kernels_are_kept_for_one_weight_only():
@@ -174,6 +218,8 @@ def test_padding_whose_gradient_is_the_same_in_each_run(mode):
     outward = torch.randn(2, 3, 7, 9, dtype=torch.float64)
     wanted = F.pad(x, (1, 1, 1, 1), mode=mode)
     assert torch.equal(padded(x, mode), wanted)
+    with torch.no_grad():
+        assert torch.equal(padded(x, mode, 5), F.pad(wanted, (0, 5)))
     found, theirs = (torch.autograd.grad((y * outward).sum(), x)[0] for y in (padded(x, mode), wanted))
     assert torch.allclose(found, theirs, atol=1e-12)
 

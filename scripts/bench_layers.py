@@ -38,11 +38,6 @@ def with_own_pad(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bo
     return F.relu_(y) if relu else y
 
 
-def corrected(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
-    y = corrected_conv2d(x, weight, bias)
-    return F.relu_(y) if relu else y
-
-
 def upsampled_first(
     x: Tensor,
     weight: Tensor,
@@ -59,8 +54,8 @@ def upsampled_first(
 REFLECTING: dict[str, Layer] = {
     "F.pad": with_pad,
     "own pad": with_own_pad,
-    "corrected": corrected,
-    "as shipped": reflect_conv2d,  # one of these on a CPU; on a GPU cuDNN adds the bias and cuts at 0 too
+    "corrected": corrected_conv2d,
+    "as shipped": reflect_conv2d,  # the last two by size on a CPU; oneDNN or cuDNN adds the bias and cuts at 0 too
 }
 UPSAMPLING: dict[str, Layer] = {"F.interpolate": upsampled_first, "four kernels": upsampled_conv2d}
 

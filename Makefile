@@ -1,7 +1,8 @@
 # make demo   stylize the bundled photos, pictures and a grid in out/
 # make test   everything that CI checks
+# make test-oldest   the tests with the oldest versions that pyproject.toml allows, in .venv-oldest
 # make web    the web page on http://127.0.0.1:7860
-.PHONY: demo test web lint clean
+.PHONY: demo test test-oldest web lint clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -32,5 +33,10 @@ lint: $(VENV)/installed-dev
 test: lint
 	$(BIN)/python -m pytest
 
+test-oldest:
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint tests/oldest.txt
+	.venv-oldest/bin/python -m pytest
+
 clean:
-	rm -rf $(VENV) out
+	rm -rf $(VENV) .venv-oldest out

@@ -70,7 +70,7 @@ def backward(
     inside = (pixel < height * width)[:, None] & (channel < channels)[None, :]
     top, bottom = (row == repeated)[:, None], (row == height - 1 - repeated)[:, None]
     left, right = (column == repeated)[:, None], (column == width - 1 - repeated)[:, None]
-    base = grad + sample * per_sample + channel[None, :]
+    base = tl.broadcast_to(grad + sample * per_sample + channel[None, :], (pixels, side_by_side))
     beside = ((row + 1).to(tl.int64) * per_row)[:, None]
     below = ((column + 1).to(tl.int64) * per_column)[:, None]
     last_row, last_column = tl.cast(height + 1, tl.int64) * per_row, tl.cast(width + 1, tl.int64) * per_column

@@ -51,8 +51,8 @@ def run_ray(
     try:
         import ray
         import ray.data
-    except ImportError:
-        raise OptionError("--engine ray needs Ray; pip install 'styleapp[ray]'") from None
+    except ImportError as error:  # Ray's, or that of a package of its own
+        raise OptionError(f"--engine ray needs Ray; pip install 'styleapp[ray]' ({error})") from None
     if not ray.is_initialized():
         try:
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR)

@@ -91,6 +91,9 @@ def options_of(cls: type, into: str = "options") -> Callable[[Callable[..., None
 @contextmanager
 def progress_bar(text: str) -> Iterator[Callable[..., None]]:
     """Call with (done, total) and perhaps a note. A bar with speed and time left on a terminal, nothing elsewhere."""
+    if not stderr.is_terminal:  # some versions of rich end a disabled bar with an empty line
+        yield lambda done, total, note="": None
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -99,7 +102,7 @@ def progress_bar(text: str) -> Iterator[Callable[..., None]]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", style="red"),
     )
-    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
+    with Progress(*columns, console=stderr, transient=True) as bar:
         task = bar.add_task(text, total=None, speed="", note="")
 
         def advance(done: int, total: int, note: str = "") -> None:

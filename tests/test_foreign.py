@@ -223,3 +223,19 @@ def test_an_imported_style_in_stylize_and_compare(run, tmp_path, photo):
     assert "in_sweet" in run("weights", "list", "--json")[1]
     code, _, err = run("weights", "import", "photo.png")
     assert code == 1 and "not a checkpoint" in err
+
+
+def test_an_imported_style_as_onnx(run, tmp_path, photo):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    state = transformer_state()
+    saved(state, tmp_path / "candy.pth")
+    run("weights", "import", "candy.pth")
+    code, _, err = run("export", "-s", "candy", "--norm", "in", "--alpha", 0.5, "-o", "candy.onnx")
+    assert code == 0, err
+    session = onnxruntime.InferenceSession("candy.onnx")
+    for height, width in ((40, 56), (37, 45)):
+        image = torch.rand(2, 3, height, width)
+        found = torch.from_numpy(session.run(None, {"photo": image.numpy()})[0])
+        wanted = by_hand(state, image).clamp(0, 1)[..., :height, :width]
+        assert torch.allclose(found, 0.5 * (wanted + image), atol=2e-3)

@@ -11,6 +11,7 @@ import typer
 
 from styleapp import __version__
 from styleapp.cli.about import info, styles_app, users, web, weights_app
+from styleapp.cli.export import export
 from styleapp.cli.folders import report
 from styleapp.cli.measure import bench, compare, evaluate
 from styleapp.cli.stylize import stylize
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (stylize, report, compare, learn, evaluate, bench, web, users, info):
+for verb in (stylize, report, compare, learn, export, evaluate, bench, web, users, info):
     app.command()(verb)
 app.add_typer(styles_app, name="styles")
 app.add_typer(train_app, name="train")

@@ -213,9 +213,9 @@ class Decoder(nn.Module):
         else:
             y = self.get_submodule(f"skip_{layer}")(features.to(x.dtype))
         beyond = (0, x.shape[3] - y.shape[3], 0, x.shape[2] - y.shape[2])  # features reach to a multiple of 8
-        if any(beyond):
+        if torch.compiler.is_exporting() or any(beyond):  # a graph is for any size
             y = F.pad(y, beyond, mode="replicate")
-        x += y if len(y) == len(x) else y.repeat(len(x) // len(y), 1, 1, 1)
+        x += y if y.shape[0] == x.shape[0] else y.repeat(x.shape[0] // y.shape[0], 1, 1, 1)
         return x
 
     def _normed(self, name: str, x: Tensor, norms: LayerNorms | None) -> Tensor:

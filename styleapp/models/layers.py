@@ -56,6 +56,8 @@ def reflect_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: 
     Raises:
         ValueError: if H or W is below 2 (there is nothing to reflect).
     """
+    if torch.compiler.is_exporting():
+        return _defined(x, weight, bias, relu, "reflect")
     if min(x.shape[-2:]) < 2:
         raise ValueError(f"reflection padding needs at least 2x2 pixels, got {x.shape[-2]}x{x.shape[-1]}")
     if _wants_gradient(x, weight):
@@ -65,6 +67,12 @@ def reflect_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: 
     if x.is_cuda or x.shape[-2] * x.shape[-1] < LEAST_TO_CORRECT:
         return _convolved(padded(x, "reflect"), weight, bias, relu)
     return corrected_conv2d(x, weight, bias, relu)
+
+
+def _defined(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, border: Border) -> Tensor:
+    """As it is defined, for other runtimes, which have ways of their own to make it fast."""
+    y = F.conv2d(F.pad(x, (1, 1, 1, 1), mode=border), weight, bias)
+    return F.relu(y) if relu else y
 
 
 def corrected_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
@@ -141,6 +149,8 @@ def upsampled_conv2d(
     Returns:
         (N, O, 2H, 2W).
     """
+    if torch.compiler.is_exporting():
+        return _defined(F.interpolate(x, scale_factor=2.0, mode=mode), weight, bias, relu, "replicate")
     wants_gradient = _wants_gradient(x, weight)
     if wants_gradient and mode == "nearest":
         return reflect_conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias, relu)

@@ -296,7 +296,7 @@ class Stylizer(nn.Module):
             return picture if alpha == 1 else image + alpha * (picture.clamp(0, 1) - image)
         picture = self.stylized(features, code, image, alpha, skips, seen)
         if alpha < 1:
-            picture += (1 - alpha) * (image - self.decode(features, image, skips))
+            picture = picture + (1 - alpha) * (image - self.decode(features, image, skips))
         return picture
 
     def stylized(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from styleapp.models.int8 import add_int8_conv2d, int8_conv2d
-from styleapp.models.layers import UPSAMPLINGS, ReflectConv2d
+from styleapp.models.layers import UPSAMPLINGS, ReflectConv2d, Ringed, relu_ringed, takes_ring
 from styleapp.models.vgg import STYLE_LAYERS
 from styleapp.norms import BatchNorm, make_norm
 
@@ -179,9 +179,20 @@ class Decoder(nn.Module):
         """
         x = x.to(next(self.parameters()).dtype)
         names = self.names
+        rings = takes_ring(x)
+
+        def followed(name: str) -> str | None:
+            """How the next convolution upsamples first."""
+            return self.upsampling if self.names[self.names.index(name) + 1] == "up" else None
+
+        def relu(name: str, x: Tensor) -> Tensor | Ringed:
+            y = self._normed(name, x, norms)
+            return relu_ringed(y, followed(name)) if rings else F.relu(y)  # in place takes longer on what is new
+
+        found: Tensor | Ringed = x
         if after is not None:
             names = names[names.index(after) + 1 :]
-            x = F.relu(self._normed(after, x, norms))
+            found = relu(after, x)
         plain = norms is None and self.own_norms is None
         upsampling = None
         for name in names:
@@ -190,14 +201,13 @@ class Decoder(nn.Module):
                 continue
             last = name in (until, self.names[-1])
             at_once = plain and not last and name not in self.skips
-            x = self.get_submodule(name)(x, upsampling=upsampling, relu=at_once)
+            x = self.get_submodule(name)(found, upsampling=upsampling, relu=at_once)
             upsampling = None
             if name in self.skips:
                 x = self._with(x, self.skips[name], skips or {})
             if last:
                 break
-            if not at_once:
-                x = F.relu(self._normed(name, x, norms))  # in place takes longer on what was just written
+            found = x if at_once else relu(name, x)
         return x
 
     def _with(self, x: Tensor, layer: str, skips: Skips) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,15 +17,18 @@ __all__ = [
     "LEAST_TO_CORRECT",
     "UPSAMPLINGS",
     "ReflectConv2d",
+    "Ringed",
     "corrected_conv2d",
     "max_pool2x2",
     "padded",
     "reflect_conv2d",
+    "relu_ringed",
     "subpixel_kernels",
+    "takes_ring",
     "upsampled_conv2d",
 ]
 
-UPSAMPLINGS = {
+UPSAMPLINGS: dict[str, list[list[list[float]]]] = {
     "nearest": [[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]],
     "bilinear": [
         [[0.75, 0.25, 0], [0.25, 0.75, 0.75], [0, 0, 0.25]],
@@ -79,16 +83,31 @@ def corrected_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu
     """As :func:`reflect_conv2d`, without a padded copy of ``x``.
 
     The convolution pads with zeros; the one-pixel border of its result is then replaced by that of the first and last
-    two rows and columns, which are padded.
+    rows and columns with what is reflected around them.
     """
     y = _convolved(x, weight, bias, relu, padding=1)
     for dim in (2, 3):
-        count = x.shape[dim]
-        ends = torch.cat([x.narrow(dim, 0, 2), x.narrow(dim, count - 2, 2)])
-        first, last = _convolved(padded(ends, "reflect"), weight, bias, relu).chunk(2)
-        y.narrow(dim, 0, 1).copy_(first.narrow(dim, 0, 1))
-        y.narrow(dim, count - 1, 1).copy_(last.narrow(dim, 1, 1))
+        first, last = _convolved(_ends(x, dim), weight, bias, relu).chunk(2)
+        y.narrow(dim, 0, 1).copy_(first)
+        y.narrow(dim, x.shape[dim] - 1, 1).copy_(last)
     return y
+
+
+def _ends(x: Tensor, dim: int) -> Tensor:
+    """The first rows or columns and, below them in the batch, the last: each between two of its neighbour, padded."""
+    shape = [2 * x.shape[0], *x.shape[1:]]
+    shape[dim], shape[5 - dim] = 3, x.shape[5 - dim] + 2
+    whole = _empty(*shape, like=x)
+    count = x.shape[dim]
+    ends = whole.narrow(5 - dim, 1, x.shape[5 - dim]).chunk(2)
+    for end, at, neighbour in zip(ends, (0, count - 1), (1, count - 2), strict=True):
+        end.narrow(dim, 1, 1).copy_(x.narrow(dim, at, 1))
+        for side in (0, 2):
+            end.narrow(dim, side, 1).copy_(x.narrow(dim, neighbour, 1))
+    last = whole.shape[5 - dim] - 1
+    for ring, inner in ((0, 2), (last, last - 2)):
+        whole.narrow(5 - dim, ring, 1).copy_(whole.narrow(5 - dim, inner, 1))
+    return whole
 
 
 def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, padding: int = 0) -> Tensor:
@@ -157,32 +176,43 @@ def upsampled_conv2d(
     if wants_gradient and not x.is_cuda:
         y = F.conv2d(_bilinear_with_border(x), weight, bias)
         return F.relu_(y) if relu else y
-    n, _, height, width = x.shape
-    out_channels = weight.shape[0]
     parts = (kernels or subpixel_kernels)(weight, mode)
-    biases = None if bias is None else bias.repeat(4)
     if wants_gradient:
+        n, _, height, width = x.shape
+        out_channels = weight.shape[0]
+        biases = None if bias is None else bias.repeat(4)
         y = F.conv2d(padded(x, "replicate"), parts, biases).permute(0, 2, 3, 1)
         y = y.reshape(n, height, width, 2, 2, out_channels).transpose(2, 3)
         y = y.reshape(n, 2 * height, 2 * width, out_channels).permute(0, 3, 1, 2)
         return F.relu_(y) if relu else y
-    beyond = 0 if x.is_cuda else -(width + 3 - parts.shape[-1]) % 16  # oneDNN takes half as long again for odd widths
-    x = padded(x, "replicate", beyond)
-    out = _empty(n, out_channels, 2 * height, 2 * width, like=x)
-    places = out.permute(0, 2, 3, 1).view(n, height, 2, width, 2, out_channels)
+    beyond = 0 if x.is_cuda else _beyond(x.shape[-1], mode)
+    return _subpixels(Ringed(padded(x, "replicate", beyond), *x.shape[-2:]), parts, bias, relu)
+
+
+def _subpixels(x: Ringed, parts: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    """The four kernels of :func:`upsampled_conv2d`, and what they give put in place."""
+    n, out_channels = len(x.whole), len(parts) // 4
+    biases = None if bias is None else bias.repeat(4)
+    out = _empty(n, out_channels, 2 * x.height, 2 * x.width, like=x.whole)
+    places = out.permute(0, 2, 3, 1).view(n, x.height, 2, x.width, 2, out_channels)
     each = [places[:, :, i // 2, :, i % 2] for i in range(4)]
     if parts.shape[-1] == 3:  # even and odd places see the same pixels
         # On a CPU a part is still in the cache when it is put in place; and 1024 channels take twice as long at times.
-        where = [places.transpose(2, 3)] if x.is_cuda else each if out_channels >= 256 else places.unbind(2)
+        where = [places.transpose(2, 3)] if out.is_cuda else each if out_channels >= 256 else places.unbind(2)
         for some, place in zip(parts.chunk(len(where)), where, strict=True):
-            y = _convolved(x, some, None if biases is None else biases[: len(some)], relu)
-            place.copy_(y[..., :width].permute(0, 2, 3, 1).view(place.shape))
+            y = _convolved(x.whole, some, None if biases is None else biases[: len(some)], relu)
+            place.copy_(y[..., : x.width].permute(0, 2, 3, 1).view(place.shape))
         return out
-    y = _convolved(x, parts, biases, relu)
+    y = _convolved(x.whole, parts, biases, relu)
     for i, (part, place) in enumerate(zip(y.split(out_channels, 1), each, strict=True)):
         row, column = divmod(i, 2)  # of two pixels, odd places see the later ones
-        place.copy_(part[:, :, row : row + height, column : column + width].permute(0, 2, 3, 1))
+        place.copy_(part[:, :, row : row + x.height, column : column + x.width].permute(0, 2, 3, 1))
     return out
+
+
+def _beyond(width: int, mode: str) -> int:
+    """Columns of zeros, for results of a multiple of 16: oneDNN takes half as long again for odd widths."""
+    return -(width + 3 - len(UPSAMPLINGS[mode][0])) % 16
 
 
 def subpixel_kernels(weight: Tensor, mode: str) -> Tensor:
@@ -238,15 +268,53 @@ def padded(x: Tensor, mode: Border, beyond: int = 0) -> Tensor:
 def _padded(x: Tensor, mode: Border, beyond: int = 0) -> Tensor:
     if not beyond and suits(x):
         return bordered(x, mode)
+    whole, inner = _room_around(x, beyond)
+    inner.copy_(x)
+    return _with_border(whole, inner, mode)
+
+
+def _room_around(x: Tensor, beyond: int) -> tuple[Tensor, Tensor]:
+    """Room for ``x`` with a border and columns beyond it, and in it that for ``x``."""
     n, c, height, width = x.shape
-    inner = 1 if mode == "reflect" else 0
     whole = _empty(n, c, height + 2, width + 2 + beyond, like=x)
-    y, rest = whole.split([width + 2, beyond], 3)
-    y[:, :, 1:-1, 1:-1] = x
-    y[:, :, :: height + 1, 1:-1] = _both(x, 2, inner)
-    y[..., :: width + 1] = _both(y, 3, 1 + inner)
+    return whole, whole[:, :, 1:-1, 1 : 1 + width]
+
+
+def _with_border(whole: Tensor, inner: Tensor, mode: Border) -> Tensor:
+    """``whole`` filled with what is around ``inner``, a part of it."""
+    height, width = inner.shape[-2:]
+    y, rest = whole.split([width + 2, whole.shape[-1] - width - 2], 3)
+    first = 1 if mode == "reflect" else 0
+    y[:, :, :: height + 1, 1:-1] = _both(inner, 2, first)
+    y[..., :: width + 1] = _both(y, 3, 1 + first)
     rest.zero_()
     return whole
+
+
+@dataclass(frozen=True)
+class Ringed:
+    """A picture with the border that the next layer needs around it, written there by what made the picture.
+
+    Attributes:
+        whole: (N, C, height + 2, width + 2) or some columns more.
+        height, width: of the picture.
+    """
+
+    whole: Tensor
+    height: int
+    width: int
+
+
+def takes_ring(x: Tensor) -> bool:
+    """Whether borders can be written around what there is: on a CPU, without a gradient or a compiler."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def relu_ringed(x: Tensor, upsampling: str | None) -> Ringed:
+    """The ReLU of ``x`` with the border that a layer needs which upsamples first, or does not; in one pass."""
+    whole, inner = _room_around(x, 0 if upsampling is None else _beyond(x.shape[-1], upsampling))
+    torch.clamp_min(x, 0, out=inner)
+    return Ringed(_with_border(whole, inner, "reflect" if upsampling is None else "replicate"), *x.shape[-2:])
 
 
 def _both(x: Tensor, dim: int, index: int) -> Tensor:
@@ -294,8 +362,12 @@ class ReflectConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size=3)
         self._kept: tuple[object, Tensor, Tensor] | None = None
 
-    def forward(self, x: Tensor, *, upsampling: str | None = None, relu: bool = False) -> Tensor:
+    def forward(self, x: Tensor | Ringed, *, upsampling: str | None = None, relu: bool = False) -> Tensor:
         """(N, C, H, W) to (N, O, H, W), or (N, O, 2H, 2W) where upsampling comes first; then a ReLU if asked for."""
+        if isinstance(x, Ringed):
+            if upsampling is None:
+                return _convolved(x.whole, self.weight, self.bias, relu)
+            return _subpixels(x, self._kernels(self.weight, upsampling), self.bias, relu)
         if upsampling is not None:
             return upsampled_conv2d(x, self.weight, self.bias, upsampling, self._kernels, relu)
         return reflect_conv2d(x, self.weight, self.bias, relu)

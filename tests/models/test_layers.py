@@ -17,6 +17,7 @@ from styleapp.models.layers import (
     onednn_works,
     padded,
     reflect_conv2d,
+    relu_ringed,
     upsampled_conv2d,
 )
 
@@ -63,6 +64,17 @@ def test_upsampling_first(batch, height, width, bias, channels_last, mode):
     assert torch.allclose(upsampled_conv2d(x, w, b, mode, relu=True), wanted.relu(), atol=1e-12)
     assert torch.allclose(upsampled_conv2d(x, w.requires_grad_(), b, mode), wanted, atol=1e-12)
     assert torch.allclose(upsampled_conv2d(x, w, b, mode, relu=True), wanted.relu(), atol=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 2), st.integers(2, 9), st.integers(2, 20), st.booleans(), st.sampled_from([None, *UPSAMPLINGS]))
+def test_a_border_written_with_the_relu(batch, height, width, channels_last, upsampling):
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.randn(batch, 3, height, width, dtype=torch.float64).contiguous(memory_format=layout)
+    layer = ReflectConv2d(3, 4).double()
+    with torch.no_grad():
+        wanted = layer(x.relu(), upsampling=upsampling, relu=True)
+        assert torch.allclose(layer(relu_ringed(x, upsampling), upsampling=upsampling, relu=True), wanted, atol=1e-12)
 
 
 @pytest.mark.parametrize("upsampling", [None, *UPSAMPLINGS])

@@ -119,3 +119,20 @@ def test_decoder_mirrors_the_encoder(width):
     assert decoder.get_submodule("conv1_1").out_channels == 3
     assert not [m for m in decoder.modules() if "Norm" in type(m).__name__]
     assert decoder(torch.rand(1, 512, 2, 3)).shape == (1, 3, 16, 24)
+
+
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("upsampling", ["bilinear", "nearest"])
+def test_a_decoder_that_writes_borders_with_the_relu(upsampling, normed, monkeypatch):
+    decoder = Decoder(16, upsampling=upsampling, skips={"relu2_1": 6}).double()
+    x, skips = torch.randn(2, 16, 5, 7, dtype=torch.float64), {"relu2_1": torch.randn(2, 6, 20, 28).double()}
+    norms = (lambda name, y: y - y.mean((2, 3), keepdim=True)) if normed else None
+    ends = [(None, None), ("conv2_2", None), (None, "conv3_1"), ("conv3_3", "conv1_2"), ("conv4_1", "conv2_2")]
+    with torch.no_grad():
+        start = {None: x} | {a: decoder(x, norms, until=a, skips=skips) for a, _ in ends if a}
+        found = [decoder(start[a], norms, until=u, after=a, skips=skips) for a, u in ends]
+        kept = {a: t.clone() for a, t in start.items()}
+        monkeypatch.setattr("styleapp.models.decoder.takes_ring", lambda x: False)
+        for (a, u), one in zip(ends, found, strict=True):
+            assert torch.allclose(decoder(start[a], norms, until=u, after=a, skips=skips), one, atol=1e-12)
+    assert all(torch.equal(kept[a], start[a]) for a in kept)

@@ -29,6 +29,10 @@ NORMS = ("auto", "cin", "adain", "in")
 """What can be exported: networks whose norms match moments."""
 
 
+LEAST_TORCH = (2, 14)
+"""The oldest that this was tried with and works: what 2.8 writes of CIN fails for sides that are no multiple of 8."""
+
+
 class _OneStyle(nn.Module):
     gamma: Tensor
     beta: Tensor
@@ -91,12 +95,16 @@ def export_onnx(
         What the file's metadata say of it.
 
     Raises:
-        OptionError: for another norm, "in" without a style, or without the packages that write such files.
+        OptionError: for another norm, "in" without a style, without the packages that write such files, or for a
+            PyTorch older than :data:`LEAST_TORCH`.
         ImageError: if it cannot be written.
         WeightsError: for a network that is not there.
     """
     options = options or Options()
     check_onnx_output(out, overwrite)
+    if tuple(map(int, torch.__version__.split(".")[:2])) < LEAST_TORCH:
+        least = ".".join(map(str, LEAST_TORCH))
+        raise OptionError(f"export needs PyTorch {least} or later, found {torch.__version__}")
     try:  # what torch writes with
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401

@@ -10,7 +10,7 @@ from conftest import noise
 from PIL import Image
 
 from styleapp.errors import ImageError, OptionError
-from styleapp.export import export_onnx
+from styleapp.export import LEAST_TORCH, export_onnx
 from styleapp.images import from_pil
 from styleapp.options import Options
 from styleapp.pipeline import StyleTransfer
@@ -18,6 +18,9 @@ from styleapp.pipeline import StyleTransfer
 pytest.importorskip("onnxscript")
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
+
+FOUND = tuple(map(int, torch.__version__.split(".")[:2]))
+new_enough = pytest.mark.skipif(FOUND < LEAST_TORCH, reason="an older PyTorch")
 
 SIZES = ((1, 40, 56), (1, 17, 33), (3, 16, 16), (2, 77, 130))
 
@@ -33,6 +36,7 @@ def photos(count, height, width):
     return smooth.lerp(torch.rand_like(smooth), 0.3)
 
 
+@new_enough
 @pytest.mark.parametrize("norm, alpha", [("adain", 1), ("adain", 0.6), ("cin", 1), ("cin", 0.6), ("in", 1)])
 def test_one_style(transfer, tmp_path, norm, alpha):
     options = Options(norm=norm, alpha=alpha, style_size=64)
@@ -52,6 +56,7 @@ def test_one_style(transfer, tmp_path, norm, alpha):
     assert sizes == ["batch", 3, "height", "width"]
 
 
+@new_enough
 @pytest.mark.parametrize("norm", ["auto", "adain", "cin"])
 def test_any_painting(foreseeing, tmp_path, norm):
     about = export_onnx(foreseeing, tmp_path / "any.onnx", options=Options(norm=norm))
@@ -63,6 +68,7 @@ def test_any_painting(foreseeing, tmp_path, norm):
         assert torch.allclose(found, network(photo, network.measure(style)).clamp(0, 1), atol=2e-4)
 
 
+@new_enough
 def test_a_painting_and_a_mix(foreseeing, photo, tmp_path):
     """With the code that was found for them inside, refined."""
     style = [(str(photo), 0.7), ("great-wave", 0.3)]
@@ -75,6 +81,7 @@ def test_a_painting_and_a_mix(foreseeing, photo, tmp_path):
     assert torch.allclose(ran(tmp_path / "mix.onnx", photo=x), wanted, atol=2e-4)
 
 
+@new_enough
 def test_bad_input(transfer, weights, tmp_path, monkeypatch):
     out = tmp_path / "a.onnx"
     with pytest.raises(OptionError, match=r"ends with \.onnx"):
@@ -96,6 +103,7 @@ def test_bad_input(transfer, weights, tmp_path, monkeypatch):
     assert out.read_bytes() == b"mine" and [f.name for f in tmp_path.iterdir()] == ["a.onnx"]
 
 
+@new_enough
 def test_command_line(run, photo):
     code, out, err = run("export", "--style", "great-wave", "-o", "wave.onnx", "--style-size", 64, "--json")
     assert (code, err) == (0, "")
@@ -108,3 +116,10 @@ def test_command_line(run, photo):
     assert (code, out) == (1, "") and err.count("\n") == 1 and "--overwrite" in err
     code, out, err = run("export", "--style", "grate-wave", "-o", "other.onnx")
     assert code == 2 and "great-wave" in err and not Path("other.onnx").exists()
+
+
+def test_an_older_torch_is_told(transfer, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.8.0+cpu")
+    with pytest.raises(OptionError, match=r"PyTorch 2.14 or later, found 2.8.0"):
+        export_onnx(transfer, tmp_path / "a.onnx", "great-wave")
+    assert not [*tmp_path.iterdir()]

@@ -16,7 +16,7 @@ from torch.export import Dim
 
 from styleapp import __version__
 from styleapp.errors import ImageError, OptionError
-from styleapp.files import atomic_path
+from styleapp.files import atomic_path, check_place
 from styleapp.images import Picture
 from styleapp.models import StyleCode, Stylizer, TransformerNet
 from styleapp.options import Options
@@ -162,14 +162,11 @@ def check_onnx_output(path: Path, overwrite: bool = False) -> None:
 
     Raises:
         OptionError: for another suffix than .onnx.
-        ImageError: if the folder is missing, or the file exists and may not be replaced.
+        ImageError: as for :func:`styleapp.files.check_output`.
     """
     if path.suffix.lower() != ".onnx":
         raise OptionError(f"{path}: the name of an ONNX file ends with .onnx")
-    if path.exists() and (path.is_dir() or not overwrite):
-        raise ImageError(f"{path}: exists already{'' if path.is_dir() else '; --overwrite replaces it'}")
-    if not path.parent.is_dir():
-        raise ImageError(f"{path.parent}: the output folder does not exist")
+    check_place(path, overwrite)
 
 
 def _name_of(style: Style) -> str:

@@ -31,6 +31,7 @@ __all__ = [
     "Animation",
     "atomic_path",
     "check_output",
+    "check_place",
     "example_photos",
     "opened",
     "read_animation",
@@ -240,6 +241,11 @@ def check_output(path: Path, overwrite: bool = False) -> None:
         ImageError: if the folder is missing or not writable, or the file exists and may not be replaced.
     """
     _format_of(path)
+    check_place(path, overwrite)
+
+
+def check_place(path: Path, overwrite: bool = False) -> None:
+    """The same for a file of any format."""
     if path.is_dir():
         raise ImageError(f"{path}: is a folder, not a file to write")
     if path.exists() and not overwrite:

@@ -88,8 +88,8 @@ def export_onnx(
     Args:
         transfer: in float32, on the CPU.
         style: as for :meth:`StyleTransfer.stylize`.
-        options: of these ``alpha``, ``norm`` (:data:`NORMS`; auto is adain without a style), ``style_size`` and
-            ``refine`` count.
+        options: of these ``alpha``, ``norm`` (:data:`NORMS`; auto is adain without a style), ``style_size``,
+            ``refine`` and, with a style, ``detail`` count.
 
     Returns:
         What the file's metadata say of it.
@@ -117,6 +117,8 @@ def export_onnx(
     options = transfer.styles.settled(options, [] if style is None else [style])
     if style is None and options.norm == "in":
         raise OptionError("norm in has one network for each style: name one")
+    if style is None and options.detail != 1:
+        raise OptionError("detail other than 1 needs a style to put into the file")
     about = {"styleapp": __version__, "norm": options.norm, "alpha": f"{options.alpha:g}"}
     photo = torch.zeros(2, 3, 40, 56)  # sizes stand for any
     sizes: dict[str, dict[int, Dim]] = {
@@ -133,7 +135,7 @@ def export_onnx(
             module = _Imported(transfer.networks.transformer(str(style)), options.alpha)
         else:
             code = transfer.styles.code(style, options.style_size, options.norm, options.refine)
-            module = _OneStyle(transfer.networks.of(options.norm, [style]), code, options.alpha)
+            module = _OneStyle(transfer.networks.of(options.norm, [style], options.detail), code, options.alpha)
     with _without_remarks(), torch.no_grad():
         program = torch.onnx.export(
             module.eval(),

@@ -10,6 +10,7 @@ import torch
 from styleapp.devices import check_compiler, find_precision
 from styleapp.errors import OptionError
 from styleapp.models import Stylizer, TransformerNet
+from styleapp.models.decoder import DETAIL
 from styleapp.weights import ABLATION, CIN, DECODER, IN, TRANSFORMER, Conditional, Weights
 
 __all__ = ["Networks"]
@@ -53,13 +54,25 @@ class Networks:
             encoder.features = torch.compile(encoder.features)  # type: ignore[method-assign] # forward calls it too
             self.adain.decoder.compile()
 
-    def of(self, norm: str, styles: Sequence[object] = ()) -> Stylizer:
+    def of(self, norm: str, styles: Sequence[object] = (), detail: float = 1.0) -> Stylizer:
         """The network that a norm needs: that of AdaIN with its kin, of CIN, of IN for one style, or a small one.
 
+        Args:
+            detail: how many times as much of the photo's fine texture as usual it sees, for the same codes.
+
         Raises:
-            OptionError: for "in" and anything but one style that has a network; for "decoder" and no norm there is.
+            OptionError: for "in" and anything but one style that has a network; for "decoder" and no norm there is;
+                for a detail other than 1 and a network that sees none.
             WeightsError: for a network that is not there.
         """
+        found = self._of(norm, styles)
+        if detail == 1:
+            return found
+        if DETAIL not in found.decoder.skips.values():
+            raise OptionError(f"the network of norm {norm} sees no fine detail of the photo: detail must be 1 there")
+        return found.with_detail(detail)
+
+    def _of(self, norm: str, styles: Sequence[object]) -> Stylizer:
         name, _, inside = norm.partition(":")
         if name == "decoder":
             return self.ablation(inside)

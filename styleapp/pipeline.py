@@ -180,7 +180,7 @@ class StyleTransfer:
         if options.norm == "in" and not regions and self.networks.is_transformer(style):
             return self._transformed(photo, str(style), options, alpha_map, note)
         matching = parse_norm(options.norm, self.networks.adain.encoder.num_channels)
-        stylizer = self.networks.of(options.norm, styles)
+        stylizer = self.networks.of(options.norm, styles, options.detail)
         plain = not regions and alpha_map is None and content is None and not steady and self.device.type == "cuda"
         if plain and style is not None and self.fits_at_once([photo], options):
             check_side(photo, stylizer.min_size, "photo")
@@ -216,7 +216,7 @@ class StyleTransfer:
         settled = {self.styles.settled(options, [style]) for style in styles}
         # One alone goes the way that knows what to do where it is too small, or memory runs out.
         if len(photos) > 1 and len(settled) == 1 and self.fits_at_once(photos, one := settled.pop()):
-            return self._at_once(self.networks.of(one.norm), photos, styles, one)
+            return self._at_once(self.networks.of(one.norm, detail=one.detail), photos, styles, one)
         return [self.picture(photo, style, options) for photo, style in zip(photos, styles, strict=True)]
 
     def fits_at_once(self, photos: Sequence[Picture], options: Options) -> bool:
@@ -250,6 +250,7 @@ class StyleTransfer:
         else:
             with torch.cuda.device(self.device):
                 small = stored[:, 0].numel() * RECORDED_BYTES < min(available(self.device) // 8, RECORDED_MOST)
+                small = small and options.detail == 1  # other weights do not outlive a request
                 run = self.recordings.run if small else self.recordings.plain
                 pixels = run((options.norm, options.alpha), stylized, stored.pin_memory(), gamma, beta)
         return [replace(p, pixels=q) for p, q in zip(photos, pixels.split(1), strict=True)]
@@ -258,8 +259,8 @@ class StyleTransfer:
         self, photo: Picture, style: str, options: Options, alpha_map: Source | None, note: Callable[[str], None]
     ) -> Picture:
         """By an imported network of one style, in one piece: α · T(photo) + (1 - α) · photo."""
-        if options.color not in ("none", "luma"):
-            raise OptionError(f"an imported network takes the colors none and luma, not {options.color}")
+        if options.color not in ("none", "luma") or options.detail != 1:
+            raise OptionError("an imported network takes the colors none and luma, and a detail of 1")
         check_side(photo, 16, "photo")
         needed = photo.size[0] * photo.size[1] * TRANSFORMER_BYTES
         if needed > available(self.device):
@@ -324,7 +325,7 @@ class StyleTransfer:
 
         Where not even one does, each frame has its own.
         """
-        network = self.networks.of(options.norm)
+        network = self.networks.of(options.norm, detail=options.detail)
         height, width = frames[0].size
         for count in range(min(16, len(frames)), 0, -1):
             plan = self._plan(network, frames[0], replace(options, tile="auto"), keep=True, count=count, whole=True)

@@ -153,7 +153,7 @@ def _at_once(
     smoother: Smoother,
 ) -> list[Picture]:
     """Frames of one size, each normalised with its smoothed moments."""
-    network = transfer.networks.of(options.norm)
+    network = transfer.networks.of(options.norm, detail=options.detail)
     first = next(iter(network.norms))
 
     def steady(name: str, x: Tensor) -> Moments:

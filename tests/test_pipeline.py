@@ -14,7 +14,7 @@ from PIL import Image
 from styleapp.devices import find_device, find_precision
 from styleapp.errors import DeviceError, ImageError, OptionError, WeightsError
 from styleapp.files import Animation, read_image
-from styleapp.images import from_pil, quantized
+from styleapp.images import from_pil, quantized, to_pil
 from styleapp.options import Options
 from styleapp.pipeline import StyleTransfer
 from styleapp.tiles import Plan
@@ -72,6 +72,23 @@ def test_size_is_the_short_side(transfer):
 def test_stroke_size_changes_the_code_not_the_output_size(transfer):
     painting = noise(90, 70, seed=3)
     assert not torch.allclose(transfer.styles.code(painting, 32).gamma, transfer.styles.code(painting, 90).gamma)
+
+
+@pytest.mark.parametrize("detail", [0, 0.3, 4])
+def test_detail_goes_with_every_way_to_stylize(transfer, detail):
+    """Tiles, regions, batches and animations: the network is another, the code is not."""
+    photo, mask = noise(60, 75, seed=3), Image.new("L", (75, 60), 255)
+    options = {"detail": detail, "tile": "off", **SIZE}
+    wanted = array(transfer.stylize(photo, "great-wave", **options))
+    assert np.abs(wanted - array(transfer.stylize(photo, "great-wave", tile="off", **SIZE))).max() > 3
+    for more in ({"tile": "24"}, {"style": None, "regions": [(mask, "great-wave", 1.0)]}):
+        found = transfer.stylize(photo, **{"style": "great-wave", **options, **more})
+        assert np.abs(array(found) - wanted).max() <= 1
+    pictures = [from_pil(photo), from_pil(noise(60, 75, seed=4))]
+    together = transfer.pictures(pictures, ["great-wave"] * 2, Options(**options))
+    assert np.abs(array(to_pil(together[0])) - wanted).max() <= 1
+    film = transfer.animate(Animation(pictures[:1], [40], None), "great-wave", Options(**options))
+    assert np.abs(array(to_pil(film.frames[0])) - wanted).max() <= 1
 
 
 def test_transparency_survives(transfer):
@@ -162,6 +179,9 @@ def test_compiling_without_a_compiler_is_told_at_once(weights, monkeypatch):
     [
         ({"alpha": 1.5}, "alpha must be from 0 to 1, got 1.5"),
         ({"alpha": float("nan")}, "alpha must be from 0 to 1, got nan"),
+        ({"detail": 5.1}, "detail must be from 0 to 5, got 5.1"),
+        ({"detail": 0, "norm": "adain"}, "norm adain sees no fine detail of the photo: detail must be 1"),
+        ({"detail": 0, "norm": "in"}, "norm in sees no fine detail of the photo"),
         ({"size": -1}, "size must be 0"),
         ({"size": 8}, "photo size must be at least 16 pixels, got 8"),
         ({"style_size": 0}, "style_size must be at least 1"),

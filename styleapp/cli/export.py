@@ -29,12 +29,13 @@ def export(
     norm: Annotated[str, typer.Option(help="auto, cin, adain or in; as for stylize.")] = "auto",
     style_size: Annotated[int, typer.Option(help="Short side at which the styles are measured.")] = Options.style_size,
     refine: Annotated[int, typer.Option(min=0, help="Steps of refining the code of a painting.")] = Options.refine,
+    detail: Annotated[float, typer.Option(help="With a style: how much fine texture of photos it sees, 0 to 5.")] = 1.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write a network as an ONNX file, to be used without StyleApp: styleapp export --style great-wave -o wave.onnx"""
     with errors_told():
-        options = Options(alpha=alpha, norm=norm, style_size=style_size, refine=refine)
+        options = Options(alpha=alpha, norm=norm, style_size=style_size, refine=refine, detail=detail)
         from styleapp.export import check_onnx_output, export_onnx
         from styleapp.pipeline import StyleTransfer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Mapping
 
@@ -14,7 +15,10 @@ from styleapp.models.layers import UPSAMPLINGS, ReflectConv2d, Ringed, relu_ring
 from styleapp.models.vgg import STYLE_LAYERS
 from styleapp.norms import BatchNorm, make_norm
 
-__all__ = ["Decoder", "LayerNorms", "Skips", "decoder_channels"]
+__all__ = ["DETAIL", "Decoder", "LayerNorms", "Skips", "decoder_channels"]
+
+DETAIL = "relu2_1"
+"""The layer of the encoder that fine texture of the photo comes in from: fur, leaves, brickwork."""
 
 LayerNorms = Callable[[str, Tensor], Tensor]
 """What is done to the output of a named layer, such as normalising it."""
@@ -146,6 +150,24 @@ class Decoder(nn.Module):
     def hidden(self) -> dict[str, int]:
         """Channels of each convolution but the last, by its name: where a norm may be."""
         return {n: c for n, _, c in decoder_channels(self.in_channels, self.width)[:-1] if n != "up"}
+
+    def with_detail(self, detail: float) -> Decoder:
+        """One that sees ``detail`` times as much of the photo's fine texture; what is not scaled is shared with this.
+
+        Raises:
+            ValueError: if this one does not see :data:`DETAIL`.
+        """
+        if DETAIL not in self.skips.values():
+            raise ValueError(f"this decoder does not see {DETAIL} of the photo")
+        name = f"skip_{DETAIL}"
+        scaled, other = copy.copy(self.get_submodule(name)), copy.copy(self)
+        weight = nn.Parameter(self.get_parameter(f"{name}.weight").detach() * detail, requires_grad=False)
+        scaled._parameters = scaled._parameters | {"weight": weight}
+        other._modules = other._modules | {name: scaled}
+        if DETAIL in self.int8_skips:
+            kernel, step = self.int8_skips[DETAIL]
+            other.int8_skips = self.int8_skips | {DETAIL: (kernel, step * detail)}
+        return other
 
     def skips_between(self, after: str | None, until: str | None) -> list[str]:
         """The layers of the encoder that come in behind the convolution ``after``, at ``until`` at the latest."""

@@ -205,6 +205,13 @@ class Stylizer(nn.Module):
         weights = {layer: self.decoder.get_parameter(f"skip_{layer}.weight") for layer in self.decoder.skips.values()}
         self.decoder.int8_skips = {layer: encoder.projection(layer, weight) for layer, weight in weights.items()}
 
+    def with_detail(self, detail: float) -> Stylizer:
+        """One whose decoder is :meth:`Decoder.with_detail`, for the same codes."""
+        decoder = self.decoder.with_detail(detail)
+        other = Stylizer(self.encoder, decoder, self.eps, conditional=self.conditional, predictor=self.predictor)
+        other.int8 = self.int8
+        return other.train(self.training)
+
     def tried(self, code: StyleCode) -> StyleCode:
         """Joined codes of relu1_1 to relu4_1 of the predictor's probe in each of N codes."""
         assert self.predictor is not None

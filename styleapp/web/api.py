@@ -34,6 +34,7 @@ class _Endpoints:
         size: float = 0,
         norm: str = "auto",
         color: str = "none",
+        detail: float = 1.0,
     ) -> tuple[Image.Image, str]:
         """Stylize a photo.
 
@@ -47,13 +48,20 @@ class _Endpoints:
             norm: auto (cin for paintings, and for styles learned at this style_size; else adain), or what is
                 matched: adain, cin, in, adaln, adagn:32, adabn, efdm or wct.
             color: none, luma, coral, histogram or palette.
+            detail: how much of the photo's fine texture cin and in see: 0 for broad, smooth strokes, 1 for what is
+                usual, up to 5.
 
         Returns:
             The picture, and a line with its size, the seconds it took and the device.
         """
         with told():
             options = Options(
-                alpha=alpha, style_size=round(style_size), size=round(size), norm=norm or "auto", color=color or "none"
+                alpha=alpha,
+                style_size=round(style_size),
+                size=round(size),
+                norm=norm or "auto",
+                color=color or "none",
+                detail=detail,
             )
         _, after, line = self.service.stylize(photo, painting or style, options, files=(painting,))
         return after, line
@@ -189,6 +197,7 @@ def endpoints(service: Service) -> None:
         size = gr.Number(0, label="size")
         norm = gr.Textbox("auto", label="norm", info=", ".join(NORM_EXAMPLES))
         color = gr.Dropdown(COLOURS, value="none", label="color")
+        detail = gr.Slider(0, 5, 1.0, label="detail")
         weights, methods = gr.JSON(label="weights"), gr.JSON(label="methods")
         masks, parts = gr.File(label="masks", file_count="multiple"), gr.JSON(label="regions")
         rest, feather = gr.Textbox("", label="rest"), gr.Number(8, label="feather")
@@ -198,7 +207,7 @@ def endpoints(service: Service) -> None:
         records = gr.JSON()
         gr.Button().click(
             does.stylize,
-            [photo, painting, style, alpha, style_size, size, norm, color],
+            [photo, painting, style, alpha, style_size, size, norm, color, detail],
             [picture, line],
             api_name="stylize",
             **service.queue,

@@ -56,6 +56,7 @@ def stylize_tab(service: Service, page: gr.Blocks) -> None:
                 networks = {k: v for k, v in NETWORKS.items() if k != "cin" or service.transfer.styles.learned_styles}
                 norm = gr.Dropdown([(v, k) for k, v in networks.items()], value="auto", label="Network")
                 color = gr.Dropdown([(COLOUR_NAMES[c], c) for c in COLOURS], value="none", label="Colours")
+                detail = gr.Slider(0, 5, defaults.detail, step=0.25, label="Fine detail of the photo (CIN)")
                 size = gr.Number(defaults.size, label="Short side of the result (0: as the photo)", precision=0)
         with gr.Column(scale=3, min_width=320):
             result = gr.ImageSlider(
@@ -89,13 +90,13 @@ def stylize_tab(service: Service, page: gr.Blocks) -> None:
                 buttons=[],
             )
     made = gr.State(value=None, time_to_live=3600)  # (path of the result, what it was made with)
-    look = [alpha, style_size, norm, color, size]
+    look = [alpha, style_size, norm, color, detail, size]
     controls = [photo, painting, style, *look]
 
     does = _Handlers(service)
     outputs = [result, status, download, again, made, earlier]
     private = {"api_visibility": "private"}
-    moved = (alpha, style_size, style, norm, color, photo, painting)
+    moved = (alpha, style_size, style, norm, color, detail, photo, painting)
     live = previews(service, moved, does.preview, controls, [result, status])
     run = button.click(
         does.render,
@@ -112,7 +113,9 @@ def stylize_tab(service: Service, page: gr.Blocks) -> None:
     again.click(lambda made: made[0] if made else gr.skip(), made, photo, **private)
     fmt.change(does.other_format, [made, fmt], download, **private)
     link.click(None, [style, *look], None, js=_COPY_LINK, **private)
-    page.load(_restored(service, alpha, style_size, networks), None, [style, *look], show_progress="hidden", **private)
+    page.load(
+        _restored(service, alpha, style_size, detail, networks), None, [style, *look], show_progress="hidden", **private
+    )
 
 
 class _Handlers:
@@ -130,13 +133,15 @@ class _Handlers:
         style_size: float,
         norm: str,
         color: str,
+        detail: float,
         size: float | None,
         fmt: str,
         earlier: list[Any] | None,
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 - how Gradio finds it
     ) -> tuple[Any, ...]:
-        options = options_of(alpha, style_size, self.network(norm, style, painting, color, style_size), color, size)
+        norm = self.network(norm, style, painting, color, style_size)
+        options = options_of(alpha, style_size, norm, color, detail, size)
         before, after, line = self.service.stylize(
             photo,
             painting or style,
@@ -160,8 +165,9 @@ class _Handlers:
         )
 
     def preview(self, photo: str | None, painting: str | None, style: str | None, *look: Any) -> tuple[Any, Any]:
-        alpha, style_size, norm, color, size = look
-        options = options_of(alpha, style_size, self.network(norm, style, painting, color, style_size), color, size)
+        alpha, style_size, norm, color, detail, size = look
+        norm = self.network(norm, style, painting, color, style_size)
+        options = options_of(alpha, style_size, norm, color, detail, size)
         found = self.service.preview(photo, painting or style, options)
         return (found, "Preview. Press Stylize for the full size.") if found else (gr.skip(), gr.skip())
 
@@ -187,7 +193,7 @@ class _Handlers:
 
 
 def _restored(
-    service: Service, alpha: gr.Slider, style_size: gr.Slider, networks: Mapping[str, str]
+    service: Service, alpha: gr.Slider, style_size: gr.Slider, detail: gr.Slider, networks: Mapping[str, str]
 ) -> Callable[[gr.Request], list[Any]]:
     """What a link says of the settings; what it does not say, or says wrongly, stays."""
     names = {name for _, name in service.choices}
@@ -199,21 +205,24 @@ def _restored(
             found.append(_number(given.get(key), field.minimum, field.maximum))
         found.append(given["norm"] if given.get("norm") in networks else gr.skip())
         found.append(given["color"] if given.get("color") in COLOURS else gr.skip())
+        found.append(_number(given.get("detail"), detail.minimum, detail.maximum))
         found.append(_number(given.get("size"), 0, 10_000))
         return found
 
     return restored
 
 
-_COPY_LINK = """(style, alpha, stroke, norm, color, size) => {
-  const said = new URLSearchParams({style, alpha, stroke, norm, color, size});
+_COPY_LINK = """(style, alpha, stroke, norm, color, detail, size) => {
+  const said = new URLSearchParams({style, alpha, stroke, norm, color, detail, size});
   const link = location.origin + location.pathname + '?' + said;
   history.replaceState(null, '', link);
   if (navigator.clipboard) navigator.clipboard.writeText(link).catch(() => {});
 }"""
 
 
-def options_of(alpha: float, style_size: float, norm: str | None, color: str | None, size: float | None) -> Options:
+def options_of(
+    alpha: float, style_size: float, norm: str | None, color: str | None, detail: float, size: float | None
+) -> Options:
     """The options that the fields of a tab say.
 
     Raises:
@@ -225,6 +234,7 @@ def options_of(alpha: float, style_size: float, norm: str | None, color: str | N
             style_size=round(style_size),
             norm=norm or "adain",
             color=color or "none",
+            detail=detail if norm == "cin" else 1.0,
             size=round(size or 0),
         )
 

@@ -206,6 +206,9 @@ def test_what_the_decoder_sees_besides_are_whole_numbers(encoder, int8):
     found, wanted = (stylizer.decode(features, image, seen) for seen in (skips, as_features))
     assert decibels(wanted, found) > 35
     assert decibels(wanted, stylizer.decode(features, image, {n: torch.zeros_like(x) for n, x in skips.items()})) < 30
+    more = stylizer.with_detail(3)
+    found, wanted = (more.decode(features, image, seen) for seen in (skips, as_features))
+    assert decibels(wanted, found) > 35 and decibels(wanted, stylizer.decode(features, image, as_features)) < 30
 
 
 @torch.inference_mode()

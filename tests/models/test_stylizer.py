@@ -36,6 +36,24 @@ def test_a_decoder_that_sees_more_of_the_photo(height, width, alpha):
         network.decode(features, image, {"relu1_1": skips["relu1_1"]})
 
 
+def test_detail_is_a_factor_of_what_is_seen_at_relu2_1():
+    """In a network of its own, which shares the rest; the first stays as it was."""
+    network = alive(Stylizer(Encoder(TINY_VGG), Decoder(16, skips={"relu1_1": 4, "relu2_1": 6}), conditional=True))
+    image, code = torch.rand(2, 3, 35, 44), network.measure(torch.rand(1, 3, 24, 24))
+    before = network(image, code)
+    features, skips = network.encode(image)
+    for detail in (0.0, 0.5, 3.0):
+        other = network.with_detail(detail)
+        wanted = network.stylized(features, code, image, skips=skips | {"relu2_1": detail * skips["relu2_1"]})
+        assert torch.allclose(other(image, code), wanted, atol=1e-5)
+        assert (wanted - before).abs().max() > 0.01 and not other.training
+        shared = dict(network.named_parameters())
+        assert [n for n, p in other.named_parameters() if p is not shared[n]] == ["decoder.skip_relu2_1.weight"]
+    assert torch.equal(network(image, code), before)
+    with pytest.raises(ValueError, match="does not see relu2_1"):
+        Decoder(16, skips={"relu1_1": 4}).with_detail(2)
+
+
 def test_a_decoder_sees_only_what_has_a_place():
     for layer in ("relu5_1", "relu1_2", "conv1_1"):
         with pytest.raises(ValueError, match="skips must be of relu1_1"):

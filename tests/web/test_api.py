@@ -48,6 +48,14 @@ def test_endpoint_gives_what_the_python_api_gives(client, transfer, photo, tmp_p
     assert np.array_equal(np.asarray(Image.open(result)), np.asarray(wanted))
 
 
+def test_detail(client, transfer, photo):
+    result, _ = call(client, photo, style_size=128, detail=3)
+    wanted = transfer.stylize(photo, "great-wave", alpha=0.6, style_size=128, detail=3)
+    assert np.array_equal(np.asarray(Image.open(result)), np.asarray(wanted))
+    with pytest.raises(Exception, match="sees no fine detail"):
+        call(client, photo, norm="adain", detail=3)
+
+
 def test_mix(client, transfer, photo):
     weights = {"great-wave": 3, "the-visit": 1}
     result, _ = client.predict(handle_file(photo), weights, 1, 0, api_name="/mix")

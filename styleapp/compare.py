@@ -129,7 +129,7 @@ def compare(
     image = filled(photo).rgb.to(transfer.device, memory_format=torch.channels_last)
     network = transfer.networks.adain
     features = network.encoder(image)
-    transfer.picture(photo, network.measure(image), replace(options, norm="adain"))  # the first is slower
+    transfer.picture(photo, network.measure(image), replace(options, norm="adain", detail=1.0))  # the first is slower
     rows = []
     for i, style in enumerate(styles):
         wanted = transfer.styles.layer_codes(style, options.style_size)

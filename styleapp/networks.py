@@ -58,7 +58,7 @@ class Networks:
         """The network that a norm needs: that of AdaIN with its kin, of CIN, of IN for one style, or a small one.
 
         Args:
-            detail: how many times as much of the photo's fine texture as usual it sees, for the same codes.
+            detail: how much of the photo's fine texture it sees, 0 to 1, for the same codes.
 
         Raises:
             OptionError: for "in" and anything but one style that has a network; for "decoder" and no norm there is;

@@ -65,8 +65,8 @@ class Options:
             another network: cin (codes at every layer of the decoder, learned, or predicted for a painting that it
             does not know), in (one network for one style), decoder:NORM (adain with a small decoder that has none, bn,
             in, ln, gn or switchable norms inside, which is worse: for comparisons).
-        detail: how much of the photo's fine texture (fur, leaves, brickwork) cin and in see: 0 for broad, smooth
-            strokes, 1 for what is usual, up to 5 for every hair.
+        detail: how much of the photo's fine texture (fur, leaves, brickwork) cin and in see: from 0, broad and
+            smooth strokes, to 1, as they were trained.
         color: none (the painting's), luma (the photo's colours, stylized brightness), coral or histogram (the
             painting is recoloured to the photo before it is measured), palette (the painting's colours alone, on the
             photo as it is).
@@ -102,8 +102,8 @@ class Options:
             raise OptionError(f"feather must be from 0 to 1000 pixels, got {self.feather:g}")
         if not 0 <= self.alpha <= 1:
             raise OptionError(f"alpha must be from 0 to 1, got {self.alpha:g}")
-        if not 0 <= self.detail <= 5:
-            raise OptionError(f"detail must be from 0 to 5, got {self.detail:g}")
+        if not 0 <= self.detail <= 1:
+            raise OptionError(f"detail must be from 0 to 1, got {self.detail:g}")
         if self.size < 0:
             raise OptionError(f"size must be 0 (the photo's own) or more, got {self.size}")
         if self.style_size < 1:

@@ -72,12 +72,12 @@ def test_any_painting(foreseeing, tmp_path, norm):
 def test_a_painting_and_a_mix(foreseeing, photo, tmp_path):
     """With the code that was found for them inside, refined."""
     style = [(str(photo), 0.7), ("great-wave", 0.3)]
-    options = Options(style_size=64, refine=2, detail=2)
+    options = Options(style_size=64, refine=2, detail=0.25)
     about = export_onnx(foreseeing, tmp_path / "mix.onnx", style, options)
     assert (about["norm"], about["style"]) == ("cin", "0.7 photo + 0.3 great-wave")
     code = foreseeing.styles.code(style, 64, "cin", 2)
     x = photos(1, 40, 56)
-    wanted = foreseeing.networks.of("cin", detail=2)(x, code).clamp(0, 1)
+    wanted = foreseeing.networks.of("cin", detail=0.25)(x, code).clamp(0, 1)
     assert torch.allclose(ran(tmp_path / "mix.onnx", photo=x), wanted, atol=2e-4)
 
 
@@ -91,7 +91,7 @@ def test_bad_input(transfer, weights, tmp_path, monkeypatch):
     with pytest.raises(OptionError, match="name one"):
         export_onnx(transfer, out, None, Options(norm="in"))
     with pytest.raises(OptionError, match="detail other than 1 needs a style"):
-        export_onnx(transfer, out, None, Options(norm="cin", detail=2))
+        export_onnx(transfer, out, None, Options(norm="cin", detail=0.5))
     with pytest.raises(ImageError, match="does not exist"):
         export_onnx(transfer, tmp_path / "no" / "a.onnx", "great-wave")
     with pytest.raises(OptionError, match="bf16"):

@@ -74,7 +74,7 @@ def test_stroke_size_changes_the_code_not_the_output_size(transfer):
     assert not torch.allclose(transfer.styles.code(painting, 32).gamma, transfer.styles.code(painting, 90).gamma)
 
 
-@pytest.mark.parametrize("detail", [0, 0.3, 4])
+@pytest.mark.parametrize("detail", [0, 0.3])
 def test_detail_goes_with_every_way_to_stylize(transfer, detail):
     """Tiles, regions, batches and animations: the network is another, the code is not."""
     photo, mask = noise(60, 75, seed=3), Image.new("L", (75, 60), 255)
@@ -179,7 +179,7 @@ def test_compiling_without_a_compiler_is_told_at_once(weights, monkeypatch):
     [
         ({"alpha": 1.5}, "alpha must be from 0 to 1, got 1.5"),
         ({"alpha": float("nan")}, "alpha must be from 0 to 1, got nan"),
-        ({"detail": 5.1}, "detail must be from 0 to 5, got 5.1"),
+        ({"detail": 1.1}, "detail must be from 0 to 1, got 1.1"),
         ({"detail": 0, "norm": "adain"}, "norm adain sees no fine detail of the photo: detail must be 1"),
         ({"detail": 0, "norm": "in"}, "norm in sees no fine detail of the photo"),
         ({"size": -1}, "size must be 0"),

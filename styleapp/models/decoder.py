@@ -152,7 +152,7 @@ class Decoder(nn.Module):
         return {n: c for n, _, c in decoder_channels(self.in_channels, self.width)[:-1] if n != "up"}
 
     def with_detail(self, detail: float) -> Decoder:
-        """One that sees ``detail`` times as much of the photo's fine texture; what is not scaled is shared with this.
+        """One that sees the photo's fine texture times ``detail``; what is not scaled is shared with this.
 
         Raises:
             ValueError: if this one does not see :data:`DETAIL`.

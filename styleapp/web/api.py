@@ -48,8 +48,8 @@ class _Endpoints:
             norm: auto (cin for paintings, and for styles learned at this style_size; else adain), or what is
                 matched: adain, cin, in, adaln, adagn:32, adabn, efdm or wct.
             color: none, luma, coral, histogram or palette.
-            detail: how much of the photo's fine texture cin and in see: 0 for broad, smooth strokes, 1 for what is
-                usual, up to 5.
+            detail: how much of the photo's fine texture cin and in see: from 0, broad and smooth strokes, to 1, as
+                they were trained.
 
         Returns:
             The picture, and a line with its size, the seconds it took and the device.
@@ -197,7 +197,7 @@ def endpoints(service: Service) -> None:
         size = gr.Number(0, label="size")
         norm = gr.Textbox("auto", label="norm", info=", ".join(NORM_EXAMPLES))
         color = gr.Dropdown(COLOURS, value="none", label="color")
-        detail = gr.Slider(0, 5, 1.0, label="detail")
+        detail = gr.Slider(0, 1, 1.0, label="detail")
         weights, methods = gr.JSON(label="weights"), gr.JSON(label="methods")
         masks, parts = gr.File(label="masks", file_count="multiple"), gr.JSON(label="regions")
         rest, feather = gr.Textbox("", label="rest"), gr.Number(8, label="feather")

@@ -56,7 +56,7 @@ def stylize_tab(service: Service, page: gr.Blocks) -> None:
                 networks = {k: v for k, v in NETWORKS.items() if k != "cin" or service.transfer.styles.learned_styles}
                 norm = gr.Dropdown([(v, k) for k, v in networks.items()], value="auto", label="Network")
                 color = gr.Dropdown([(COLOUR_NAMES[c], c) for c in COLOURS], value="none", label="Colours")
-                detail = gr.Slider(0, 5, defaults.detail, step=0.25, label="Fine detail of the photo (CIN)")
+                detail = gr.Slider(0, 1, defaults.detail, step=0.05, label="Fine detail of the photo (CIN)")
                 size = gr.Number(defaults.size, label="Short side of the result (0: as the photo)", precision=0)
         with gr.Column(scale=3, min_width=320):
             result = gr.ImageSlider(

@@ -49,11 +49,11 @@ def test_endpoint_gives_what_the_python_api_gives(client, transfer, photo, tmp_p
 
 
 def test_detail(client, transfer, photo):
-    result, _ = call(client, photo, style_size=128, detail=3)
-    wanted = transfer.stylize(photo, "great-wave", alpha=0.6, style_size=128, detail=3)
+    result, _ = call(client, photo, style_size=128, detail=0.25)
+    wanted = transfer.stylize(photo, "great-wave", alpha=0.6, style_size=128, detail=0.25)
     assert np.array_equal(np.asarray(Image.open(result)), np.asarray(wanted))
     with pytest.raises(Exception, match="sees no fine detail"):
-        call(client, photo, norm="adain", detail=3)
+        call(client, photo, norm="adain", detail=0.25)
 
 
 def test_mix(client, transfer, photo):
@@ -160,7 +160,7 @@ def test_plain_http(url, photo, transfer):
     with httpx.Client(base_url=url, timeout=30) as http:
         path = http.post("/gradio_api/upload", files={"files": photo.read_bytes()}).json()[0]
         image = {"path": path, "meta": {"_type": "gradio.FileData"}}
-        data = [image, None, "great-wave", 1, 64, 0, "adain", "none"]
+        data = [image, None, "great-wave", 1, 64, 0, "adain", "none", 1]
         event = http.post("/gradio_api/call/stylize", json={"data": data}).json()["event_id"]
         lines = http.get(f"/gradio_api/call/stylize/{event}").text.splitlines()
         assert "event: complete" in lines

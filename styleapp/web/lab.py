@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from styleapp.controls import parse_norm
@@ -133,12 +134,12 @@ def _maps(rows: list[torch.Tensor]) -> Image.Image:
     return sheet.convert("RGB")
 
 
-def _limits(points: list[tuple[np.ndarray, np.ndarray]]) -> list[float]:
+def _limits(points: list[tuple[NDArray[Any], NDArray[Any]]]) -> list[float]:
     """Up to where means and deviations are shown: a few channels are far out."""
     return [max(float(np.quantile(p[i], 0.995)) for p in points) or 1.0 for i in (0, 1)]
 
 
-def _histograms(points: list[tuple[np.ndarray, np.ndarray]], bins: int = 40) -> Image.Image:
+def _histograms(points: list[tuple[NDArray[Any], NDArray[Any]]], bins: int = 40) -> Image.Image:
     """Of the channels' means, and of their deviations, for photo, style and result, on one scale."""
     width, height, pad = 420, 300, 34
     picture = Image.new("RGB", (2 * width, height), "white")
@@ -164,7 +165,7 @@ def _histograms(points: list[tuple[np.ndarray, np.ndarray]], bins: int = 40) -> 
     return picture
 
 
-def _scatter(points: list[tuple[np.ndarray, np.ndarray]]) -> Image.Image:
+def _scatter(points: list[tuple[NDArray[Any], NDArray[Any]]]) -> Image.Image:
     """Each channel a point, its mean across and its deviation up, for photo, style and result."""
     width, height, pad = 640, 300, 40
     picture = Image.new("RGB", (width, height), "white")

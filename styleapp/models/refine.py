@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from styleapp.models.losses import content_loss, style_loss
+from styleapp.models.losses import content_loss, grid_loss, style_loss
 
 if TYPE_CHECKING:
     from styleapp.models.decoder import Skips
@@ -29,10 +29,11 @@ def refined(
     steps: int,
     lr: float = 0.05,
     style_weight: float = 1.0,
+    grid_weight: float = 0.0,
     damping: float = 0.0,
     progress: Callable[[int, float, StyleCode], None] | None = None,
 ) -> StyleCode:
-    """``code`` after some steps against content loss + ``style_weight`` · style loss on ``photos``, in turn.
+    """``code`` after some steps against content + ``style_weight`` · style + ``grid_weight`` · grid loss on ``photos``.
 
         γ = γ' · exp(a),   β = β' + γ' · b
 
@@ -44,7 +45,8 @@ def refined(
         stylizer: conditional; its weights are not changed.
         code: (N, C, 1, 1), each refined by itself.
         wanted: codes of the N paintings at relu1_1, relu2_1, relu3_1, relu4_1.
-        photos: (1, 3, H, W) each, in [0,1], sides of at least ``stylizer.min_size``.
+        photos: (1, 3, H, W) each, in [0,1], sides of at least ``stylizer.min_size``; taken in turn.
+        grid_weight: of :func:`styleapp.models.losses.grid_loss`, which many steps of the style loss alone make rise.
         damping: at 0 all channels move alike, also those that hardly matter and whose sign is an accident of rounding;
             at 1 these hardly move, and bfloat16 finds nearly what float32 does.
         progress: called with each step, its loss (mean over N), and the code after it.
@@ -63,8 +65,10 @@ def refined(
             for group in optimizer.param_groups:
                 group["lr"] = lr * (1 - step / steps)
             photo, seen = looked[step % len(looked)]
-            content, style = code_losses(stylizer, photo, seen, _changed(first, a, b), wanted)
+            content, style, picture = code_losses(stylizer, photo, seen, _changed(first, a, b), wanted)
             loss = content + style_weight * style
+            if grid_weight:
+                loss = loss + grid_weight * grid_loss(picture)
             gradient = torch.stack(torch.autograd.grad(SCALE * loss.sum(), (a, b)))
             if unit is None:  # of each code by itself
                 unit = gradient.square().mean((0, 2), keepdim=True).sqrt().clamp_min(1e-8)
@@ -81,8 +85,8 @@ def code_losses(
     seen: tuple[Tensor, Skips],
     code: StyleCode,
     wanted: Sequence[StyleCode],
-) -> tuple[Tensor, Tensor]:
-    """Content and style loss of a photo in each of N codes, (N,) each.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Content and style loss of a photo in each of N codes, (N,) each, and the pictures, (N, 3, H, W).
 
     Args:
         photo: (1, 3, H, W).
@@ -94,8 +98,9 @@ def code_losses(
     features = features.expand(len(code.gamma), -1, -1, -1)
     with torch.no_grad():
         target = stylizer.apply_code(features, wanted[-1])
-    found = stylizer.encoder.features(stylizer.stylized(features, code, photo, skips=skips))
-    return content_loss(found[-1], target), style_loss([stylizer.code_of(f) for f in found], wanted)
+    picture = stylizer.stylized(features, code, photo, skips=skips)
+    found = stylizer.encoder.features(picture)
+    return content_loss(found[-1], target), style_loss([stylizer.code_of(f) for f in found], wanted), picture
 
 
 def _changed(code: StyleCode, a: Tensor, b: Tensor) -> StyleCode:

@@ -337,6 +337,7 @@ def learn_code(
     size: int = 256,
     lr: float = 2e-2,
     style_weight: float = 10.0,
+    grid_weight: float = 60.0,
     seed: int = 0,
     start: StyleCode | None = None,
     progress: Callable[[int, float], None] = lambda step, loss: None,
@@ -349,6 +350,7 @@ def learn_code(
         painting: (1, 3, H, W), at the size at which it is to be measured.
         photos: (1, 3, H, W) each, sides of at least 16; random crops of them are what it learns on.
         size: of the crops.
+        style_weight, grid_weight: of the losses beside content. Without the grid loss hundreds of steps draw a mesh.
         start: the code to begin with; None for that of ``stylizer.measure``. Losses at first are of it.
         progress: called with each step and its loss.
         preview: called now and then with the code so far.
@@ -366,7 +368,7 @@ def learn_code(
     @torch.no_grad()
     def means(code: StyleCode) -> tuple[float, float]:
         centres = [_centre(photo, size).to(device, memory_format=torch.channels_last) for photo in photos]
-        found = [code_losses(stylizer, photo, stylizer.encode(photo), code, wanted) for photo in centres]
+        found = [code_losses(stylizer, photo, stylizer.encode(photo), code, wanted)[:2] for photo in centres]
         content, style = torch.tensor(found).mean(0).tolist()
         return content, style
 
@@ -379,7 +381,8 @@ def learn_code(
     count = min(steps, max(CROPS, len(photos)))
     crops = [_random_crop(photos[i % len(photos)], size, draw) for i in range(count)]
     crops = [crop.to(device, memory_format=torch.channels_last) for crop in crops]
-    learned = refined(stylizer, first, wanted, crops, steps=steps, lr=lr, style_weight=style_weight, progress=told)
+    weights = {"style_weight": style_weight, "grid_weight": grid_weight}
+    learned = refined(stylizer, first, wanted, crops, steps=steps, lr=lr, **weights, progress=told)
     return Learned(learned, means(first), means(learned))
 
 

@@ -5,6 +5,7 @@ import torch
 from conftest import TINY_VGG, alive
 
 from styleapp.models import CodePredictor, Decoder, Encoder, StyleCode, Stylizer
+from styleapp.models.losses import grid_loss
 from styleapp.models.refine import code_losses, refined
 
 
@@ -45,7 +46,7 @@ def test_one_step(network, photo, paintings):
     def loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         seen = network.encode(photo)
         changed = StyleCode(code.gamma * a.exp(), code.beta + code.gamma * b)
-        content, style = code_losses(network, photo, seen, changed, wanted)
+        content, style, _ = code_losses(network, photo, seen, changed, wanted)
         return content + 3.0 * style
 
     for k in range(0, network.code_channels, 7):
@@ -69,10 +70,13 @@ def test_a_damped_step(network, photo, paintings):
     code, wanted = network.measured(network.encoder(paintings)), wanted_of(network, paintings)
     a, b = (torch.zeros_like(t, requires_grad=True) for t in (code.gamma, code.beta))
     changed = StyleCode(code.gamma * a.exp(), code.beta + code.gamma * b)
-    content, style = code_losses(network, photo, network.encode(photo), changed, wanted)
-    gradient = torch.stack(torch.autograd.grad((content + style).sum(), (a, b)))
+    content, style, picture = code_losses(network, photo, network.encode(photo), changed, wanted)
+    loss = content + style + 50 * grid_loss(picture)
+    gradient = torch.stack(torch.autograd.grad(loss.sum(), (a, b)))
     expected = -0.01 * gradient / (gradient.abs() + gradient.square().mean((0, 2, 3, 4), keepdim=True).sqrt())
-    found = refined(network, code, wanted, [photo], steps=1, lr=0.01, style_weight=1.0, damping=1.0)
+    weights = {"style_weight": 1.0, "grid_weight": 50.0}
+    found = refined(network, code, wanted, [photo], steps=1, lr=0.01, damping=1.0, **weights)
+    assert not torch.allclose(loss, content + style, rtol=0.01)
     moved = torch.stack([(found.gamma / code.gamma).log(), (found.beta - code.beta) / code.gamma])
     torch.testing.assert_close(moved, expected, rtol=1e-3, atol=1e-5)
 
@@ -83,7 +87,7 @@ def test_losses_fall_and_the_network_stays(network, photo, paintings):
     code = network.measure(paintings)
     told: list[int] = []
     found = refined(network, code, wanted, [photo], steps=20, progress=lambda step, loss, code: told.append(step))
-    losses = [sum(code_losses(network, photo, network.encode(photo), c, wanted)) for c in (code, found)]
+    losses = [sum(code_losses(network, photo, network.encode(photo), c, wanted)[:2]) for c in (code, found)]
     assert (losses[1] < losses[0]).all()
     assert told == list(range(1, 21))
     assert not found.gamma.requires_grad

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from styleapp.errors import ImageError, OptionError, WeightsError
 from styleapp.images import from_pil
 from styleapp.models import Decoder, Encoder, StyleCode, Stylizer
+from styleapp.models.losses import grid_loss
 from styleapp.options import ConditionalOptions
 from styleapp.training.cin import learn_code, read_paintings, train_conditional
 
@@ -182,3 +183,11 @@ def test_learning_changes_the_code_alone():
     assert further.before == pytest.approx(learned.after, rel=1e-5) and further.after != further.before
     with pytest.raises(OptionError, match="conditional network"):
         learn_code(Stylizer(network.encoder, network.decoder), painting, [photo])
+
+
+def test_learning_minds_the_grid():
+    network = alive(Stylizer(Encoder(TINY_VGG), Decoder(16), conditional=True))
+    painting, photo = (from_pil(noise(48, 48, seed=s)).rgb for s in (1, 2))
+    learned = [learn_code(network, painting, [photo], steps=60, size=32, lr=5e-2, grid_weight=w) for w in (0.0, 60.0)]
+    without, with_it = (float(grid_loss(network(photo, found.code).clamp(0, 1))) for found in learned)
+    assert with_it < 0.9 * without and learned[1].after[1] < learned[1].before[1]

@@ -125,7 +125,7 @@ class Load:
     def request(self, http: httpx.Client, data: bytes, style: str, bad: bool) -> str:
         path = http.post("/gradio_api/upload", files={"files": ("photo.jpg", data)}).json()[0]
         image = {"path": path, "meta": {"_type": "gradio.FileData"}}
-        call = {"data": [image, None, style, 1, 512, 0, "adain", "none"]}
+        call = {"data": [image, None, style, 1, 512, 0, "adain", "none", 1]}
         answer = http.post("/gradio_api/call/stylize", json=call)
         if answer.status_code == 503:
             return "queue full"

@@ -227,7 +227,7 @@ def test_no_file_of_the_machine_is_served(url, path):
     for route in ("/gradio_api/file=", "/file="):
         assert httpx.get(f"{url}{route}{path}").status_code in (403, 404)
     data = {
-        "data": [{"path": path, "meta": {"_type": "gradio.FileData"}}, None, "great-wave", 1, 64, 0, "adain", "none"]
+        "data": [{"path": path, "meta": {"_type": "gradio.FileData"}}, None, "great-wave", 1, 64, 0, "adain", "none", 1]
     }
     answer = httpx.post(f"{url}/gradio_api/call/stylize", json=data)
     if answer.status_code == 200:

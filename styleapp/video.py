@@ -178,6 +178,7 @@ def check_options(transfer: StyleTransfer, style: Style, options: Options) -> Op
     matching = parse_norm(options.norm, transfer.networks.adain.encoder.num_channels)
     if matching.kind != "moments" or options.norm == "in" or options.color not in ("none", "luma"):
         raise OptionError("a film takes the norms cin, adain, adaln, adabn and adagn, and the colors none and luma")
+    transfer.networks.of(options.norm, detail=options.detail)  # tells at once what it does not take
     return options
 
 

@@ -220,6 +220,8 @@ def test_an_imported_style_in_stylize_and_compare(run, tmp_path, photo):
     code, out, _ = run("compare", photo, "-s", "candy", "--methods", "in,adain", "--size", 32, "--json", "-o", "c.png")
     cells = [json.loads(line) for line in out.splitlines()]
     assert code == 0 and cells[0]["reason"] == "" and "unknown style 'candy'" in cells[1]["reason"]
+    code, _, err = run("stylize", photo, "-s", "candy", "--norm", "in", "--detail", 0, "-o", "b.png")
+    assert code == 2 and "a detail of 1" in err and not (tmp_path / "b.png").exists()
     run("stylize", photo, "-s", "candy", "--norm", "in", "--alpha", 0, "-o", "b.png")
     assert np.array_equal(np.asarray(Image.open(tmp_path / "b.png")), np.asarray(Image.open(photo)))
     assert run("weights", "import", "candy.pth", "--name", "sweet")[0] == 0

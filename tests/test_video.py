@@ -216,9 +216,11 @@ def test_what_is_wrong_is_told(transfer, tmp_path):
         stylize_video(transfer, source, tmp_path / "b.avi", "great-wave", OPTIONS)
     with pytest.raises(OptionError, match="a film takes the norms"):
         stylize_video(transfer, source, tmp_path / "b.mp4", "great-wave", Options(norm="wct"))
+    with pytest.raises(OptionError, match="norm adain sees no fine detail"):
+        stylize_video(transfer, source, tmp_path / "c.mp4", "great-wave", Options(norm="adain", detail=0.5))
     with pytest.raises(ImageError, match="exists already"):
         stylize_video(transfer, source, source, "great-wave", OPTIONS)
-    assert not (tmp_path / "b.mp4").exists()
+    assert not (tmp_path / "b.mp4").exists() and not list(tmp_path.glob("*c.mp4"))
 
 
 def test_on_the_command_line(run, tmp_path):

@@ -1,4 +1,4 @@
-"""Ways of making the one layer of the networks, in turn: four to reflect at the borders, two to upsample before it.
+"""Ways of making the one layer of the networks, in turn: some to reflect at the borders, some to upsample before it.
 
 python scripts/bench_layers.py > benchmarks/layers.json          (CPU, or --device cuda --batch 1 --batch 8)
 
@@ -22,7 +22,14 @@ from torch.nn import functional as F
 from styleapp.allocator import keep_freed_memory
 from styleapp.bench import machine
 from styleapp.models import Decoder
-from styleapp.models.layers import UPSAMPLINGS, corrected_conv2d, padded, reflect_conv2d, upsampled_conv2d
+from styleapp.models.layers import (
+    UPSAMPLINGS,
+    convolves,
+    corrected_conv2d,
+    padded,
+    reflect_conv2d,
+    upsampled_conv2d,
+)
 from styleapp.pipeline import StyleTransfer
 
 Layer = Callable[..., Tensor]
@@ -58,6 +65,8 @@ REFLECTING: dict[str, Layer] = {
     "as shipped": reflect_conv2d,  # the last two by size on a CPU; oneDNN or cuDNN adds the bias and cuts at 0 too
 }
 UPSAMPLING: dict[str, Layer] = {"F.interpolate": upsampled_first, "four kernels": upsampled_conv2d}
+OWN = "own convolutions"
+"""By the kernels of kernels.py, on a GPU for which they are made: they do all of both."""
 
 
 def in_turn(
@@ -67,7 +76,8 @@ def in_turn(
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(runs + 2):  # in turn, so that a slow spell of the machine meets all
         for name, way in ways.items():
-            with mock.patch(f"styleapp.models.layers.{function}", way):
+            own = mock.patch("styleapp.kernels.convolve", lambda *which: name == OWN)  # noqa: B023
+            with own, mock.patch(f"styleapp.models.layers.{function}", way):
                 wait()
                 start = time.perf_counter()
                 run()
@@ -98,6 +108,9 @@ def main() -> None:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
+    if convolves(decoders["decoder"].children(), torch.empty(0, device=device, dtype=dtype)):
+        for ways, way in ((REFLECTING, reflect_conv2d), (UPSAMPLING, upsampled_conv2d)):
+            ways[OWN] = way
     rows = []
     for batch in args.batch or [1]:
         image = torch.rand(batch, 3, args.size, args.size).to(device, memory_format=torch.channels_last)

@@ -18,6 +18,7 @@ from styleapp.controls import Mask, Matching, Window
 from styleapp.disk import scratch_array
 from styleapp.errors import OptionError
 from styleapp.images import Picture, unit
+from styleapp.memory import is_out_of_memory
 from styleapp.models import StyleCode, Stylizer, code_from_moments
 from styleapp.models.decoder import Skips
 from styleapp.norms import Moments, efdm, merge, moments, normalize, pool_moments, wct_matrix, weighted_moments
@@ -395,10 +396,15 @@ class _Kept:
 
 
 def _room(shape: tuple[int, int, int], like: Tensor, on_disk: bool) -> _Kept | None:
-    """Room for (C, H, W) of a photo; None where others have filled the disk since the work was planned."""
+    """Room for (C, H, W) of a photo; None where others have filled memory or disk since the work was planned."""
     if not on_disk:
-        empty = torch.empty((1, *shape), dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
-        return _Kept(empty)
+        layout = torch.channels_last
+        try:
+            return _Kept(torch.empty((1, *shape), dtype=like.dtype, device=like.device, memory_format=layout))
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
     try:
         array = scratch_array((*shape[1:], shape[0]), like.dtype)
     except OSError:

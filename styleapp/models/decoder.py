@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from styleapp.models.int8 import add_int8_conv2d, int8_conv2d
-from styleapp.models.layers import UPSAMPLINGS, ReflectConv2d, Ringed, relu_ringed, takes_ring
+from styleapp.kernels import Border
+from styleapp.models.layers import UPSAMPLINGS, ReflectConv2d, Ringed, convolves, relu_ringed, takes_ring
 from styleapp.models.vgg import STYLE_LAYERS
 from styleapp.norms import BatchNorm, make_norm
 
@@ -201,11 +202,15 @@ class Decoder(nn.Module):
         """
         x = x.to(next(self.parameters()).dtype)
         names = self.names
-        rings = takes_ring(x)
+        own = self.upsampling == "bilinear" and convolves(self.children(), x)
+        rings = own or takes_ring(x)
 
         def followed(name: str) -> str | None:
             """How the next convolution upsamples first."""
             return self.upsampling if self.names[self.names.index(name) + 1] == "up" else None
+
+        def border(name: str) -> Border:
+            return "reflect" if followed(name) is None else "replicate"
 
         def relu(name: str, x: Tensor) -> Tensor | Ringed:
             y = self._normed(name, x, norms)
@@ -223,7 +228,8 @@ class Decoder(nn.Module):
                 continue
             last = name in (until, self.names[-1])
             at_once = plain and not last and name not in self.skips
-            x = self.get_submodule(name)(found, upsampling=upsampling, relu=at_once)
+            ring = border(name) if own and at_once else None
+            x = self.get_submodule(name)(found, upsampling=upsampling, relu=at_once, ring=ring)
             upsampling = None
             if name in self.skips:
                 x = self._with(x, self.skips[name], skips or {})

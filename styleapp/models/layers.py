@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from styleapp import kernels
 from styleapp.kernels import Border, bordered, folded, suits
 
 __all__ = [
@@ -18,9 +19,11 @@ __all__ = [
     "UPSAMPLINGS",
     "ReflectConv2d",
     "Ringed",
+    "convolves",
     "corrected_conv2d",
     "max_pool2x2",
     "padded",
+    "pooled",
     "reflect_conv2d",
     "relu_ringed",
     "subpixel_kernels",
@@ -304,6 +307,11 @@ class Ringed:
     height: int
     width: int
 
+    @property
+    def inner(self) -> Tensor:
+        """The picture without its border."""
+        return self.whole[:, :, 1 : 1 + self.height, 1 : 1 + self.width]
+
 
 def takes_ring(x: Tensor) -> bool:
     """Whether borders can be written around what there is: on a CPU, without a gradient or a compiler."""
@@ -312,9 +320,25 @@ def takes_ring(x: Tensor) -> bool:
 
 def relu_ringed(x: Tensor, upsampling: str | None) -> Ringed:
     """The ReLU of ``x`` with the border that a layer needs which upsamples first, or does not; in one pass."""
+    border: Border = "reflect" if upsampling is None else "replicate"
+    if suits(x):
+        return Ringed(bordered(x, border, relu=True), *x.shape[-2:])
     whole, inner = _room_around(x, 0 if upsampling is None else _beyond(x.shape[-1], upsampling))
     torch.clamp_min(x, 0, out=inner)
-    return Ringed(_with_border(whole, inner, "reflect" if upsampling is None else "replicate"), *x.shape[-2:])
+    return Ringed(_with_border(whole, inner, border), *x.shape[-2:])
+
+
+def convolves(layers: Iterable[nn.Module], x: Tensor) -> bool:
+    """Whether these layers are ways through which ``x`` goes by our own convolutions on a GPU, with borders around."""
+    if not x.is_cuda or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    channels = (layer.in_channels for layer in layers if isinstance(layer, ReflectConv2d))
+    return all(c == 3 or c % 8 == 0 for c in channels) and kernels.convolve(x.device, x.dtype)
+
+
+def pooled(x: Tensor) -> Ringed:
+    """:func:`max_pool2x2` with a reflected border around it, where :func:`convolves` says so."""
+    return Ringed(kernels.pooled(x), -(-x.shape[-2] // 2), -(-x.shape[-1] // 2))
 
 
 def _both(x: Tensor, dim: int, index: int) -> Tensor:
@@ -362,8 +386,15 @@ class ReflectConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size=3)
         self._kept: tuple[object, Tensor, Tensor] | None = None
 
-    def forward(self, x: Tensor | Ringed, *, upsampling: str | None = None, relu: bool = False) -> Tensor:
-        """(N, C, H, W) to (N, O, H, W), or (N, O, 2H, 2W) where upsampling comes first; then a ReLU if asked for."""
+    def forward(
+        self, x: Tensor | Ringed, *, upsampling: str | None = None, relu: bool = False, ring: Border | None = None
+    ) -> Tensor | Ringed:
+        """(N, C, H, W) to (N, O, H, W), or (N, O, 2H, 2W) where upsampling comes first; then a ReLU if asked for.
+
+        With a ``ring``, that is a border for the next layer, only where :func:`convolves` says so.
+        """
+        if ring is not None or isinstance(x, Ringed) and convolves([self], x.whole):
+            return self._own(x, upsampling, relu, ring)
         if isinstance(x, Ringed):
             if upsampling is None:
                 return _convolved(x.whole, self.weight, self.bias, relu)
@@ -372,6 +403,21 @@ class ReflectConv2d(nn.Conv2d):
             return upsampled_conv2d(x, self.weight, self.bias, upsampling, self._kernels, relu)
         return reflect_conv2d(x, self.weight, self.bias, relu)
 
+    def _own(self, x: Tensor | Ringed, upsampling: str | None, relu: bool, ring: Border | None) -> Tensor | Ringed:
+        """By our own kernels."""
+        assert self.bias is not None
+        if isinstance(x, Tensor) and min(x.shape[-2:]) < 2:
+            raise ValueError(f"reflection padding needs at least 2x2 pixels, got {x.shape[-2]}x{x.shape[-1]}")
+        if isinstance(x, Tensor) and self.in_channels == 3:
+            return Ringed(kernels.convolved_first(x, self.weight, self.bias, relu), *x.shape[-2:])
+        if isinstance(x, Tensor):
+            x = x.contiguous(memory_format=torch.channels_last)
+            x = Ringed(padded(x, "reflect" if upsampling is None else "replicate"), *x.shape[-2:])
+        weight, scale = (self.weight, 1) if upsampling is None else (self._kernels(self.weight, upsampling), 2)
+        weight = weight.contiguous(memory_format=torch.channels_last)
+        y = kernels.convolved(x.whole, weight, self.bias, relu, scale, ring)
+        return y if ring is None else Ringed(y, scale * x.height, scale * x.width)
+
     def _kernels(self, weight: Tensor, mode: str) -> Tensor:
         """Those of :func:`subpixel_kernels`, made once for a weight that is not trained: a GPU would wait for them."""
         if torch.compiler.is_compiling() or weight.is_inference() or weight.requires_grad:
@@ -379,6 +425,9 @@ class ReflectConv2d(nn.Conv2d):
         which = mode, weight.data_ptr(), weight._version
         kept = self._kept
         if kept is None or kept[0] != which:
+            parts = subpixel_kernels(weight.detach(), mode)
+            if weight.is_cuda:
+                parts = parts.contiguous(memory_format=torch.channels_last)
             # The weight is kept too, so that no other one can have its place in memory.
-            kept = self._kept = which, subpixel_kernels(weight.detach(), mode), weight.detach()
+            kept = self._kept = which, parts, weight.detach()
         return kept[1]

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from styleapp.models.layers import ReflectConv2d, max_pool2x2
+from styleapp.kernels import Border
+from styleapp.models.layers import ReflectConv2d, Ringed, convolves, max_pool2x2, pooled
 
 __all__ = ["STYLE_LAYERS", "VGG19_TO_RELU4_1", "Encoder", "by_layer", "conv_names"]
 
@@ -104,15 +105,18 @@ class Encoder(nn.Module):
             raise ValueError(f"unknown layers {sorted(unknown)}; choices: {', '.join(known)}")
         x = image.to(next(self.parameters()).dtype)
         found: list[Tensor] = []
+        own = convolves(self.children(), x)
         for name, following in zip(self.names, [*self.names[1:], ""], strict=True):
             if name == "M":
-                x = F.relu_(max_pool2x2(x))
+                x = pooled(x) if own else F.relu_(max_pool2x2(x))
                 continue
             wanted = name.replace("conv", "relu") in layers
             # The ReLU comes after a pooling, where it is the same of a quarter of x, unless it is asked for.
-            x = self.get_submodule(name)(x, relu=wanted or following != "M")
+            ends = wanted and len(found) + 1 == len(set(layers))
+            ring: Border | None = "reflect" if own and following != "M" and not ends else None
+            x = self.get_submodule(name)(x, relu=own or wanted or following != "M", ring=ring)
             if wanted:
-                found.append(x)
+                found.append(x.inner if isinstance(x, Ringed) else x)
             if len(found) == len(set(layers)):
                 break
         return found

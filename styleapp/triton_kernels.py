@@ -52,40 +52,114 @@ def forward(
 
 
 @triton.jit
-def backward(
+def inward(
     y,
     grad,
+    seen,
+    per_sample,
+    per_row,
+    per_column,
+    seen_per_sample,
+    seen_per_row,
+    seen_per_column,
+    height,
+    width,
+    channels,
+    outputs,
+    margin: tl.constexpr,
+    repeated: tl.constexpr,
+    scale: tl.constexpr,
+    around: tl.constexpr,
+    pixels: tl.constexpr,
+    side_by_side: tl.constexpr,
+):
+    """Each pixel's own gradient, and those of the border, which repeats what is ``repeated`` pixels inside.
+
+    Nothing where ``seen`` was not above 0. Pixels of even and odd rows and columns beside one another where ``scale``
+    is 2; zeros in a border around it, and in channels beyond those that there are.
+    """
+    sample = tl.program_id(2).to(tl.int64)
+    across = width // scale + 2 * around
+    count = (height // scale + 2 * around) * across
+    pixel = tl.program_id(0) * pixels + tl.arange(0, pixels)
+    output = tl.program_id(1) * side_by_side + tl.arange(0, side_by_side)
+    part, channel = output // outputs, output % outputs
+    row = ((pixel // across - around) * scale)[:, None] + (part // scale)[None, :]
+    column = ((pixel % across - around) * scale)[:, None] + (part % scale)[None, :]
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    inside = inside & (channel < channels)[None, :] & (part < scale * scale)[None, :] & (pixel < count)[:, None]
+    base = grad + sample * per_sample + channel[None, :]
+    beside = (row + margin).to(tl.int64) * per_row
+    below = (column + margin).to(tl.int64) * per_column
+    total = tl.load(base + beside + below, mask=inside, other=0).to(tl.float32)
+    if margin:
+        top, bottom = inside & (row == repeated), inside & (row == height - 1 - repeated)
+        left, right = column == repeated, column == width - 1 - repeated
+        last_row, last_column = tl.cast(height + 1, tl.int64) * per_row, tl.cast(width + 1, tl.int64) * per_column
+        total += tl.load(base + below, mask=top, other=0).to(tl.float32)
+        total += tl.load(base + last_row + below, mask=bottom, other=0).to(tl.float32)
+        total += tl.load(base + beside, mask=inside & left, other=0).to(tl.float32)
+        total += tl.load(base + beside + last_column, mask=inside & right, other=0).to(tl.float32)
+        total += tl.load(base + 0 * below, mask=top & left, other=0).to(tl.float32)
+        total += tl.load(base + 0 * below + last_column, mask=top & right, other=0).to(tl.float32)
+        total += tl.load(base + 0 * below + last_row, mask=bottom & left, other=0).to(tl.float32)
+        total += tl.load(base + 0 * below + last_row + last_column, mask=bottom & right, other=0).to(tl.float32)
+    if seen is not None:
+        place = sample * seen_per_sample + row.to(tl.int64) * seen_per_row + column * seen_per_column
+        total = tl.where(tl.load(seen + place + channel[None, :], mask=inside, other=0) > 0, total, 0)
+    out = (sample * count + pixel) * scale * scale * outputs
+    there = (pixel < count)[:, None] & (output < scale * scale * outputs)[None, :]
+    tl.store(y + out[:, None] + output[None, :], total.to(y.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def unpool(
+    y,
+    grad,
+    x,
     per_sample,
     per_row,
     per_column,
     height,
     width,
     channels,
-    repeated: tl.constexpr,
     pixels: tl.constexpr,
     side_by_side: tl.constexpr,
 ):
-    """Each pixel's own gradient, and those of the border, which repeats what is ``repeated`` pixels inside."""
+    """The gradient of :func:`pool`: that of the largest, and of its copies in the border, to the first of those."""
     sample = tl.program_id(2).to(tl.int64)
     pixel = tl.program_id(0) * pixels + tl.arange(0, pixels)
     channel = tl.program_id(1) * side_by_side + tl.arange(0, side_by_side)
+    high, wide = (height + 1) // 2, (width + 1) // 2
     row, column = pixel // width, pixel % width
     inside = (pixel < height * width)[:, None] & (channel < channels)[None, :]
-    top, bottom = (row == repeated)[:, None], (row == height - 1 - repeated)[:, None]
-    left, right = (column == repeated)[:, None], (column == width - 1 - repeated)[:, None]
-    base = tl.broadcast_to(grad + sample * per_sample + channel[None, :], (pixels, side_by_side))
-    beside = ((row + 1).to(tl.int64) * per_row)[:, None]
-    below = ((column + 1).to(tl.int64) * per_column)[:, None]
-    last_row, last_column = tl.cast(height + 1, tl.int64) * per_row, tl.cast(width + 1, tl.int64) * per_column
-    total = tl.load(base + beside + below, mask=inside).to(tl.float32)
-    total += tl.load(base + below, mask=inside & top, other=0).to(tl.float32)
-    total += tl.load(base + last_row + below, mask=inside & bottom, other=0).to(tl.float32)
-    total += tl.load(base + beside, mask=inside & left, other=0).to(tl.float32)
-    total += tl.load(base + beside + last_column, mask=inside & right, other=0).to(tl.float32)
-    total += tl.load(base, mask=inside & top & left, other=0).to(tl.float32)
-    total += tl.load(base + last_column, mask=inside & top & right, other=0).to(tl.float32)
-    total += tl.load(base + last_row, mask=inside & bottom & left, other=0).to(tl.float32)
-    total += tl.load(base + last_row + last_column, mask=inside & bottom & right, other=0).to(tl.float32)
+    base = x + sample * per_sample + channel[None, :]
+    above, under = (row - row % 2).to(tl.int64) * per_row, tl.minimum(row - row % 2 + 1, height - 1) * per_row
+    first, second = (column - column % 2) * per_column, tl.minimum(column - column % 2 + 1, width - 1) * per_column
+    a = tl.load(base + (above + first)[:, None], mask=inside, other=0)
+    b = tl.load(base + (above + second)[:, None], mask=inside, other=0)
+    c = tl.load(base + (under + first)[:, None], mask=inside, other=0)
+    d = tl.load(base + (under + second)[:, None], mask=inside, other=0)
+    most = tl.maximum(tl.maximum(a, b), tl.maximum(c, d))
+    which = (2 * (row % 2) + column % 2)[:, None]
+    chosen = tl.where(which == 0, a, tl.where(which == 1, b, tl.where(which == 2, c, d))) == most
+    chosen = chosen & ((which < 1) | (a < most)) & ((which < 2) | (b < most)) & ((which < 3) | (c < most))
+    row, column = row // 2, column // 2
+    top, bottom = (row == 1)[:, None] & chosen & inside, (row == high - 2)[:, None] & chosen & inside
+    left, right = (column == 1)[:, None], (column == wide - 2)[:, None]
+    across = wide + 2
+    of_row, of_column = ((row + 1).to(tl.int64) * across * channels)[:, None], ((column + 1) * channels)[:, None]
+    last_row, last_column = tl.cast(high + 1, tl.int64) * across * channels, (wide + 1) * channels
+    base = tl.broadcast_to(grad + sample * (high + 2) * across * channels + channel[None, :], (pixels, side_by_side))
+    total = tl.load(base + of_row + of_column, mask=chosen & inside, other=0).to(tl.float32)
+    total += tl.load(base + of_column, mask=top, other=0).to(tl.float32)
+    total += tl.load(base + last_row + of_column, mask=bottom, other=0).to(tl.float32)
+    total += tl.load(base + of_row, mask=chosen & inside & left, other=0).to(tl.float32)
+    total += tl.load(base + of_row + last_column, mask=chosen & inside & right, other=0).to(tl.float32)
+    total += tl.load(base, mask=top & left, other=0).to(tl.float32)
+    total += tl.load(base + last_column, mask=top & right, other=0).to(tl.float32)
+    total += tl.load(base + last_row, mask=bottom & left, other=0).to(tl.float32)
+    total += tl.load(base + last_row + last_column, mask=bottom & right, other=0).to(tl.float32)
     out = (sample * height * width + pixel).to(tl.int64) * channels
     tl.store(y + out[:, None] + channel[None, :], total.to(y.dtype.element_ty), mask=inside)
 
@@ -106,6 +180,7 @@ def convolve(
     channels,
     out_channels,
     end,
+    everywhere: tl.constexpr,
     relu: tl.constexpr,
     parts: tl.constexpr,
     steps: tl.constexpr,
@@ -116,9 +191,12 @@ def convolve(
     """A 3x3 convolution as a product of matrices. What lies in its border is around the picture already.
 
     The rows of ``x`` are all positions, those of the border among them: that of a tap is a fixed number of rows away.
+    ``everywhere``: in the border too, where that is zeros.
     """
     of_outputs = tl.cdiv(parts * out_channels, outputs)
-    first = (tl.program_id(0) // of_outputs) * positions + across + 1
+    first = (tl.program_id(0) // of_outputs) * positions
+    if not everywhere:
+        first += across + 1
     output = (tl.program_id(0) % of_outputs) * outputs
     total = tl.zeros((positions, outputs), tl.float32)
     for step in range(9 * steps):
@@ -132,7 +210,8 @@ def convolve(
     row, column = within // across - 1, within % across - 1
     output += tl.arange(0, outputs)
     part, of_part = output // out_channels, output % out_channels
-    total += tl.load(bias + of_part, mask=part < parts, other=0).to(tl.float32)[None, :]
+    if bias is not None:
+        total += tl.load(bias + of_part, mask=part < parts, other=0).to(tl.float32)[None, :]
     if relu:
         total = tl.maximum(total, 0)
     place = sample.to(tl.int64) * per_sample
@@ -142,7 +221,9 @@ def convolve(
     else:
         place += 2 * row.to(tl.int64) * per_row + 2 * column * per_column
         beside = (part // 2) * per_row + (part % 2) * per_column + of_part
-    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width) & (position < end)
+    inside = position < end
+    if not everywhere:
+        inside = inside & (row >= 0) & (row < height) & (column >= 0) & (column < width)
     inside = inside[:, None] & (part < parts)[None, :]
     tl.store(y + place[:, None] + beside[None, :], total.to(y.dtype.element_ty), mask=inside)
 
@@ -252,3 +333,80 @@ def pool(
     value = tl.maximum(value, tl.load(base + (under + right * per_column)[:, None], mask=inside))
     out = (sample * count + pixel) * channels
     tl.store(y + out[:, None] + channel[None, :], value, mask=inside)
+
+
+@triton.jit
+def moments(
+    mean,
+    spread,
+    x,
+    per_sample,
+    per_row,
+    per_column,
+    width,
+    count,
+    channels,
+    rounds: tl.constexpr,
+    pixels: tl.constexpr,
+    side_by_side: tl.constexpr,
+):
+    """Of some pixels of a sample: means, and sums of squared differences from them, in float32."""
+    sample = tl.program_id(2).to(tl.int64)
+    channel = tl.program_id(1) * side_by_side + tl.arange(0, side_by_side)
+    own, squares = tl.zeros((side_by_side,), tl.float32), tl.zeros((side_by_side,), tl.float32)
+    first = tl.program_id(0) * rounds * pixels
+    before = 0.0
+    for turn in range(rounds):
+        pixel = first + turn * pixels + tl.arange(0, pixels)
+        inside = (pixel < count)[:, None] & (channel < channels)[None, :]
+        place = (pixel // width).to(tl.int64) * per_row + (pixel % width) * per_column
+        value = tl.load(x + sample * per_sample + place[:, None] + channel[None, :], mask=inside, other=0)
+        value = value.to(tl.float32)
+        further = tl.minimum(tl.maximum(count - first - turn * pixels, 0), pixels).to(tl.float32)
+        seen = tl.maximum(before + further, 1)
+        found = tl.sum(value, 0) / tl.maximum(further, 1)
+        centred = tl.where(inside, value - found[None, :], 0)
+        difference = found - own
+        squares += tl.sum(centred * centred, 0) + difference * difference * (before * further / seen)
+        own += difference * (further / seen)
+        before += further
+    out = (sample * tl.num_programs(0) + tl.program_id(0)) * channels + channel
+    tl.store(mean + out, own, mask=channel < channels)
+    tl.store(spread + out, squares, mask=channel < channels)
+
+
+@triton.jit
+def merged(
+    mean,
+    var,
+    means,
+    spreads,
+    parts,
+    each,
+    count,
+    channels,
+    pixels: tl.constexpr,
+    side_by_side: tl.constexpr,
+):
+    """The moments of all pixels, from those of parts of ``each`` of them, the last of what is left."""
+    sample = tl.program_id(2)
+    channel = tl.program_id(1) * side_by_side + tl.arange(0, side_by_side)
+    own, squares = tl.zeros((side_by_side,), tl.float32), tl.zeros((side_by_side,), tl.float32)
+    before = 0.0
+    for start in range(0, parts, pixels):
+        part = start + tl.arange(0, pixels)
+        inside = (part < parts)[:, None] & (channel < channels)[None, :]
+        place = (sample * parts + part)[:, None] * channels + channel[None, :]
+        counts = tl.minimum(tl.maximum(count - part * each, 0), each).to(tl.float32)
+        further = tl.sum(counts, 0)
+        value = tl.load(means + place, mask=inside, other=0)
+        found = tl.sum(value * counts[:, None], 0) / further
+        centred = tl.where(inside, value - found[None, :], 0)
+        within = tl.sum(tl.load(spreads + place, mask=inside, other=0), 0)
+        within += tl.sum(centred * centred * counts[:, None], 0)
+        difference, seen = found - own, before + further
+        squares += within + difference * difference * (before * further / seen)
+        own += difference * (further / seen)
+        before = seen
+    tl.store(mean + sample * channels + channel, own, mask=channel < channels)
+    tl.store(var + sample * channels + channel, squares / count, mask=channel < channels)

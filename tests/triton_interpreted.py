@@ -9,11 +9,11 @@ import torch
 from conftest import alive
 from torch.nn import functional as F
 
-from styleapp.kernels import affine, bordered, convolved, convolved_first, folded, pooled, work
+from styleapp.kernels import affine, bordered, convolved, convolved_first, folded, mean_var, pooled, work
 from styleapp.models import Decoder, Encoder, StyleCode, Stylizer
 from styleapp.models.layers import max_pool2x2, subpixel_kernels, upsampled_conv2d
 
-SHAPES = ((2, 8, 5, 7), (1, 3, 2, 2), (2, 48, 9, 3), (1, 64, 12, 40))
+SHAPES = ((2, 8, 5, 7), (1, 3, 2, 2), (2, 48, 9, 3), (1, 64, 36, 40))
 HALF = torch.float16  # products of matrices of bfloat16 are beyond the interpreter
 
 
@@ -43,6 +43,11 @@ def passes_over_memory() -> int:
         for rows in (n, 1)[: 1 + (n == 1)]:
             scale, shift = torch.rand(rows, c, 1, 1) + 0.5, torch.randn(rows, c, 1, 1)
             torch.testing.assert_close(affine(x, scale, shift).float(), x.float() * scale + shift, **digits)
+        x = x + 20 * torch.arange(c).view(-1, 1, 1).to(dtype)
+        wide = x.double()
+        for found, wanted in zip(mean_var(x), (wide.mean((2, 3)), wide.var((2, 3), correction=0)), strict=True):
+            torch.testing.assert_close(found[..., 0, 0].double(), wanted, rtol=1e-5, atol=1e-5)
+        compared += 2
         if min(shape[2:]) > 2:
             wanted = F.pad(max_pool2x2(x).float(), (1, 1, 1, 1), "reflect")
             assert torch.equal(pooled(x), wanted.to(dtype)), shape
@@ -93,23 +98,57 @@ def networks() -> int:
     for conditional, skips in ((False, None), (True, {"relu1_1": 8, "relu2_1": 16})):
         decoder = Decoder(32, width=2, upsampling="bilinear", skips=skips)
         exact = alive(Stylizer(encoder, decoder, conditional=conditional)).requires_grad_(False)
-        half = copy.deepcopy(exact).to(HALF).to(memory_format=torch.channels_last)
+        ours = copy.deepcopy(exact).to(memory_format=torch.channels_last)
         channels = exact.code_channels
         code = StyleCode(torch.rand(1, channels, 1, 1) + 0.5, torch.randn(1, channels, 1, 1))
         for height, width in ((40, 48), (33, 51), (16, 16)):
             image = torch.rand(2, 3, height, width)
             with torch.no_grad():
                 wanted = [*exact.encoder.features(image), exact(image, code)]
-                with ours():
-                    found = [*half.encoder.features(image), half(image, code)]
+                with by_our_kernels():
+                    found = [*ours.encoder.features(image), ours(image, code)]
             for a, b in zip(found, wanted, strict=True):
-                assert (a - b).norm() / b.norm() < 0.01, (conditional, height, width)
+                assert (a - b).norm() / b.norm() < 1e-4, (conditional, height, width)
+                compared += 1
+    return compared
+
+
+def gradients() -> int:
+    """Of a loss of the encoder's features of a decoder's picture, for filters, codes and the picture's features."""
+    compared = 0
+    encoder = Encoder((8, 16, "M", 16, 16, "M", 24, "M", 32)).requires_grad_(False)
+    for conditional, skips in ((False, None), (True, {"relu1_1": 8, "relu2_1": 16})):
+        decoder = Decoder(32, width=2, upsampling="bilinear", skips=skips)
+        exact = alive(Stylizer(encoder, decoder, conditional=conditional))
+        exact.encoder.requires_grad_(False)
+        exact.decoder.requires_grad_(True)
+        ours = copy.deepcopy(exact).to(memory_format=torch.channels_last)
+        channels = exact.code_channels
+        for height, width in ((40, 48), (36, 24)):
+            image = torch.rand(2, 3, height, width)
+            features, seen = (t.detach() for t in (exact.encoder(image), torch.rand(1)))
+            skipped = exact.encode(image)[1]
+            gamma, beta = torch.rand(1, channels, 1, 1) + 0.5, torch.randn(1, channels, 1, 1)
+            outward = [torch.randn_like(f) / f[0].numel() ** 0.5 for f in exact.encoder.features(image)]
+            found = []
+            for network, how in ((exact, contextlib.nullcontext()), (ours, by_our_kernels())):
+                leaves = [t.clone().requires_grad_() for t in (features, gamma, beta)]
+                dtype = next(network.parameters()).dtype
+                with how:
+                    code = StyleCode(*leaves[1:])
+                    seen = {k: v.to(dtype) for k, v in skipped.items()}
+                    picture = network.restyled(leaves[0].to(dtype), code, 0.7, seen)[..., :height, :width]
+                    values = network.encoder.features(picture)
+                    loss = sum((o * v.float().square()).sum() for o, v in zip(outward, values, strict=True))
+                    found.append(torch.autograd.grad(loss, [*leaves, *network.decoder.parameters()]))
+            for a, b in zip(*found, strict=True):
+                assert (a - b).norm() / a.norm() < 1e-3, (conditional, height, width, a.shape)
                 compared += 1
     return compared
 
 
 @contextlib.contextmanager
-def ours():
+def by_our_kernels():
     """As on a GPU that takes them."""
     with contextlib.ExitStack() as stack:
         for module in ("layers", "vgg", "decoder"):
@@ -122,7 +161,7 @@ def ours():
 
 def main() -> None:
     torch.manual_seed(0)
-    counts = passes_over_memory(), convolutions(), networks()
+    counts = passes_over_memory(), convolutions(), networks(), gradients()
     assert all(work(torch.device("cpu"), dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16))
     print(*counts, "compared")
 

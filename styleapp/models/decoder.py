@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from styleapp.models.int8 import add_int8_conv2d, int8_conv2d
 from styleapp.kernels import Border
+from styleapp.models.int8 import add_int8_conv2d, int8_conv2d
 from styleapp.models.layers import UPSAMPLINGS, ReflectConv2d, Ringed, convolves, relu_ringed, takes_ring
 from styleapp.models.vgg import STYLE_LAYERS
 from styleapp.norms import BatchNorm, make_norm

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -103,7 +104,7 @@ class Encoder(nn.Module):
         known = [name.replace("conv", "relu") for name in self.names if name != "M"]
         if unknown := set(layers) - set(known):
             raise ValueError(f"unknown layers {sorted(unknown)}; choices: {', '.join(known)}")
-        x = image.to(next(self.parameters()).dtype)
+        x: Any = image.to(next(self.parameters()).dtype)  # Ringed, between our own convolutions
         found: list[Tensor] = []
         own = convolves(self.children(), x)
         for name, following in zip(self.names, [*self.names[1:], ""], strict=True):

@@ -108,6 +108,9 @@ def on_a_gpu() -> list[Row]:
     counts = (1, 8, 32)
     in_batches = {n: by["network" if n == 1 else f"network, batch of {n}", 512] for n in counts}
     text = ", ".join(f"{n / seconds:.0f}" for n, seconds in in_batches.items()) + " pictures/s"
+    shares = {t["name"]: t["share"] for t in gpu["timings"] if t["size"] == 512}
+    share = shares[f"network, batch of {counts[-1]}"]
+    text += f"; {100 * share:.0f}% of its rate at products of 8192 × 8192, {gpu['matmul_tflops']:.0f} TFLOP/s"
     rows.append((f"{name}: the AdaIN network, 512 × 512, {', '.join(map(str, counts))} at once", text, ON_A_GPU))
     text = ", ".join(f"{peer['ratio']:.2f}" for peer in gpu["peers"] if peer["size"] in sizes) + " times as fast"
     rows.append((f"{name}: `stylize`, AdaIN, against plain float32 PyTorch, the same sizes", text, ON_A_GPU))

@@ -3,6 +3,7 @@
 from collections import Counter
 from copy import deepcopy
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -675,6 +676,20 @@ def test_a_disk_that_has_filled_up_costs_time_alone(monkeypatch):
     monkeypatch.setattr("styleapp.passes.scratch_array", full)
     plan = Plan((64, 48), disk=10**9, keep_on_disk=True)
     tiled = render(CONDITIONAL, p, [Layer(long_code(1))], plan)
+    assert difference(tiled, render(CONDITIONAL, p, [Layer(long_code(1))], whole(p))) <= 2e-4
+
+
+def test_memory_that_has_filled_up_costs_time_alone(monkeypatch):
+    p, refused = picture(100, 90), []
+
+    def full(shape, **_):
+        refused.append(shape)
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("styleapp.passes.torch", SimpleNamespace(**{**vars(torch), "empty": full}))
+    tiled = render(CONDITIONAL, p, [Layer(long_code(1))], Plan((64, 48), room=10**9))
+    assert len(refused) == 1 + len(CONDITIONAL.decoder.hidden)  # and the features of the encoder
+    monkeypatch.undo()
     assert difference(tiled, render(CONDITIONAL, p, [Layer(long_code(1))], whole(p))) <= 2e-4
 
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from styleapp import kernels
 from styleapp.batch import Settings, Task, Worker, find_photos, make_jobs
 from styleapp.images import Picture, to_pil
-from styleapp.models import Decoder, Encoder, Stylizer
+from styleapp.models import Decoder, Encoder, StyleCode, Stylizer
 from styleapp.models.layers import (
     UPSAMPLINGS,
     ReflectConv2d,
@@ -258,6 +258,33 @@ def test_the_layer_and_its_gradients(upsampling, relu, monkeypatch):
             assert (a.cpu().double() - b).norm() / b.norm() < (
                 close if a is found or a is plain or not relu else 6 * close
             )
+
+
+@only_cuda
+@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_our_convolutions_are_those_of_cudnn(conditional, dtype):
+    """Features, pictures and gradients of whole networks, on the GPUs that take ours."""
+    assert kernels.convolve(torch.device("cuda:0"), dtype) == (torch.cuda.get_device_capability() == (9, 0))
+    torch.manual_seed(0)
+    decoder = Decoder(32, width=2, upsampling="bilinear", skips={"relu1_1": 8, "relu2_1": 16} if conditional else None)
+    network = alive(Stylizer(Encoder((8, 16, "M", 16, 16, "M", 24, "M", 32)), decoder, conditional=conditional))
+    network = network.to(DEVICE, dtype).to(memory_format=torch.channels_last)
+    network.encoder.requires_grad_(False)
+    network.decoder.requires_grad_(True)
+    image = torch.rand(2, 3, 66, 83, device=DEVICE)
+    code = network.measure(torch.rand(1, 3, 64, 64, device=DEVICE))
+    code = StyleCode(code.gamma.detach().float(), code.beta.detach().float())
+    found = []
+    for ours in (True, False):
+        with mock.patch("styleapp.kernels.convolve", kernels.convolve if ours else lambda *which: False):
+            picture = network(image, code)
+            features = network.encoder.features(picture)
+            loss = sum(f.float().square().mean() for f in features) * 100
+            gradients = torch.autograd.grad(loss, list(network.decoder.parameters()))
+            found.append([picture, *features, *gradients])
+    for a, b in zip(*found, strict=True):
+        assert (a - b).float().norm() / b.float().norm() < (0.05 if dtype == torch.bfloat16 else 0.01), a.shape
 
 
 @only_cuda

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from styleapp import kernels
 from styleapp.kernels import Border, bordered, folded, suits
+from styleapp.models import own
 
 __all__ = [
     "LEAST_TO_CORRECT",
@@ -69,8 +69,8 @@ def reflect_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: 
     if min(x.shape[-2:]) < 2:
         raise ValueError(f"reflection padding needs at least 2x2 pixels, got {x.shape[-2]}x{x.shape[-1]}")
     if _wants_gradient(x, weight):
-        own = x.is_cuda or x.dtype == torch.bfloat16  # of which torch's pad on a CPU makes further copies
-        y = F.conv2d(padded(x, "reflect") if own else F.pad(x, (1, 1, 1, 1), mode="reflect"), weight, bias)
+        ours = x.is_cuda or x.dtype == torch.bfloat16  # of which torch's pad on a CPU makes further copies
+        y = F.conv2d(padded(x, "reflect") if ours else F.pad(x, (1, 1, 1, 1), mode="reflect"), weight, bias)
         return F.relu_(y) if relu else y
     if x.is_cuda or x.shape[-2] * x.shape[-1] < LEAST_TO_CORRECT:
         return _convolved(padded(x, "reflect"), weight, bias, relu)
@@ -312,8 +312,7 @@ class Ringed:
     def inner(self) -> Tensor:
         """The picture without its border."""
         if self.whole.requires_grad and torch.is_grad_enabled():
-            inner: Tensor = _Inner.apply(self.whole)
-            return inner
+            return own.inner(self.whole)
         return self.whole[:, :, 1 : 1 + self.height, 1 : 1 + self.width]
 
 
@@ -326,14 +325,14 @@ def relu_ringed(x: Tensor, upsampling: str | None) -> Ringed:
     """The ReLU of ``x`` with the border that a layer needs which upsamples first, or does not; in one pass."""
     border: Border = "reflect" if upsampling is None else "replicate"
     if suits(x):
-        return Ringed(_ReluRinged.apply(x, border), *x.shape[-2:])
+        return Ringed(own.relu_bordered(x, border), *x.shape[-2:])
     whole, inner = _room_around(x, 0 if upsampling is None else _beyond(x.shape[-1], upsampling))
     torch.clamp_min(x, 0, out=inner)
     return Ringed(_with_border(whole, inner, border), *x.shape[-2:])
 
 
 def convolves(layers: Iterable[nn.Module], x: Tensor) -> bool:
-    """Whether these layers are ways through which ``x`` goes by our own convolutions on a GPU, with borders around."""
+    """Whether ``x`` goes through these layers by our own convolutions, which write borders: on a GPU, in 16 bits."""
     if not x.is_cuda or torch.compiler.is_compiling():
         return False
     for layer in layers:
@@ -352,7 +351,7 @@ def _computed_in(x: Tensor) -> torch.dtype:
 
 def pooled(x: Tensor) -> Ringed:
     """:func:`max_pool2x2` with a reflected border around it, where :func:`convolves` says so."""
-    return Ringed(_Pooled.apply(x), -(-x.shape[-2] // 2), -(-x.shape[-1] // 2))
+    return Ringed(own.pooled(x), -(-x.shape[-2] // 2), -(-x.shape[-1] // 2))
 
 
 def _both(x: Tensor, dim: int, index: int) -> Tensor:
@@ -382,97 +381,6 @@ class _Padded(torch.autograd.Function):
             for corner, column in ((0, repeated), (-1, -1 - repeated)):
                 inner[..., row, column] += grad[..., ring, corner]
         return inner, None
-
-
-class _Inner(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, whole: Tensor) -> Tensor:  # type: ignore[override]
-        return whole[:, :, 1:-1, 1:-1]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
-        return kernels.inward(_channels_last(grad), None, zeros_around=True)
-
-
-class _ReluRinged(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, border: Border) -> Tensor:  # type: ignore[override]
-        ctx.border = border
-        y = bordered(x, border, relu=True)
-        ctx.save_for_backward(y)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        (y,) = ctx.saved_tensors
-        return kernels.inward(_channels_last(grad), ctx.border, y[:, :, 1:-1, 1:-1]), None
-
-
-class _Pooled(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(x)
-        return kernels.pooled(x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
-        return kernels.unpooled(_channels_last(grad), *ctx.saved_tensors)
-
-
-class _ConvolvedFirst(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:  # type: ignore[override]
-        y = kernels.convolved_first(x, weight.contiguous(memory_format=torch.channels_last), bias, relu)
-        ctx.relu = relu
-        ctx.save_for_backward(weight, y if relu else None)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
-        weight, y = ctx.saved_tensors
-        seen = None if y is None else y[:, :, 1:-1, 1:-1]
-        own = kernels.inward(_channels_last(grad), "reflect", seen, zeros_around=True)
-        return kernels.folded(kernels.convolved_back(own, weight), "reflect"), None, None, None
-
-
-class _Convolved(torch.autograd.Function):
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, relu: bool, scale: int, ring: Border | None
-    ) -> Tensor:
-        y = kernels.convolved(x, weight, bias, relu, scale, ring)
-        ctx.scale, ctx.ring = scale, ring
-        ctx.save_for_backward(x, weight, y if relu else None)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, weight, y = ctx.saved_tensors
-        seen = y if y is None or ctx.ring is None else y[:, :, 1:-1, 1:-1]
-        own = kernels.inward(_channels_last(grad), ctx.ring, seen, ctx.scale, zeros_around=True)
-        needs = ctx.needs_input_grad
-        to_x = kernels.convolved_back(own, weight) if needs[0] else None
-        to_weight = to_bias = None
-        if needs[1]:
-            # With a border of zeros around both: what would be beyond x meets these alone.
-            like = weight if len(weight) == own.shape[1] else weight.new_empty(own.shape[1], *weight.shape[1:])
-            one, none = [1, 1], [0, 0]
-            mask = [False, True, False]
-            found = torch.ops.aten.convolution_backward(own, x, like, None, one, one, one, False, none, 1, mask)
-            to_weight = found[1][: len(weight)]
-        if needs[2]:
-            sums = own.sum((0, 2, 3), dtype=torch.float32)[: len(weight)]
-            to_bias = sums.view(ctx.scale**2, -1).sum(0).to(weight.dtype)
-        return to_x, to_weight, to_bias, None, None, None
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x if x.stride(1) == 1 else x.contiguous(memory_format=torch.channels_last)
 
 
 def _empty(*shape: int, like: Tensor) -> Tensor:
@@ -516,13 +424,13 @@ class ReflectConv2d(nn.Conv2d):
         if isinstance(x, Tensor):
             x = x.to(_computed_in(x))
             if self.in_channels == 3:
-                return Ringed(_ConvolvedFirst.apply(x, self.weight, self.bias, relu), *x.shape[-2:])
+                return Ringed(own.convolved_first(x, self.weight, self.bias, relu), *x.shape[-2:])
             x = x.contiguous(memory_format=torch.channels_last)
             x = Ringed(padded(x, "reflect" if upsampling is None else "replicate"), *x.shape[-2:])
         weight, scale = (self.weight, 1) if upsampling is None else (self._kernels(self.weight, upsampling), 2)
         whole = x.whole.to(_computed_in(x.whole))
         weight = weight.to(whole.dtype, memory_format=torch.channels_last)
-        y: Tensor = _Convolved.apply(whole, weight, self.bias.to(whole.dtype), relu, scale, ring)
+        y = own.convolved(whole, weight, self.bias.to(whole.dtype), relu, scale, ring)
         return y if ring is None else Ringed(y, scale * x.height, scale * x.width)
 
     def _kernels(self, weight: Tensor, mode: str) -> Tensor:

@@ -66,8 +66,7 @@ def reflect_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: 
     """
     if torch.compiler.is_exporting():
         return _defined(x, weight, bias, relu, "reflect")
-    if min(x.shape[-2:]) < 2:
-        raise ValueError(f"reflection padding needs at least 2x2 pixels, got {x.shape[-2]}x{x.shape[-1]}")
+    _check_reflects(*x.shape[-2:])
     if _wants_gradient(x, weight):
         ours = x.is_cuda or x.dtype == torch.bfloat16  # of which torch's pad on a CPU makes further copies
         y = F.conv2d(padded(x, "reflect") if ours else F.pad(x, (1, 1, 1, 1), mode="reflect"), weight, bias)
@@ -75,6 +74,11 @@ def reflect_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: 
     if x.is_cuda or x.shape[-2] * x.shape[-1] < LEAST_TO_CORRECT:
         return _convolved(padded(x, "reflect"), weight, bias, relu)
     return corrected_conv2d(x, weight, bias, relu)
+
+
+def _check_reflects(height: int, width: int) -> None:
+    if min(height, width) < 2:
+        raise ValueError(f"reflection padding needs at least 2x2 pixels, got {height}x{width}")
 
 
 def _defined(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, border: Border) -> Tensor:
@@ -351,7 +355,9 @@ def _computed_in(x: Tensor) -> torch.dtype:
 
 def pooled(x: Tensor) -> Ringed:
     """:func:`max_pool2x2` with a reflected border around it, where :func:`convolves` says so."""
-    return Ringed(own.pooled(x), -(-x.shape[-2] // 2), -(-x.shape[-1] // 2))
+    height, width = -(-x.shape[-2] // 2), -(-x.shape[-1] // 2)
+    _check_reflects(height, width)
+    return Ringed(own.pooled(x), height, width)
 
 
 def _both(x: Tensor, dim: int, index: int) -> Tensor:
@@ -419,18 +425,17 @@ class ReflectConv2d(nn.Conv2d):
     def _own(self, x: Tensor | Ringed, upsampling: str | None, relu: bool, ring: Border | None) -> Tensor | Ringed:
         """By our own kernels."""
         assert self.bias is not None
-        if isinstance(x, Tensor) and min(x.shape[-2:]) < 2:
-            raise ValueError(f"reflection padding needs at least 2x2 pixels, got {x.shape[-2]}x{x.shape[-1]}")
+        dtype = _computed_in(x if isinstance(x, Tensor) else x.whole)
+        weight, scale = (self.weight, 1) if upsampling is None else (self._kernels(self.weight, upsampling), 2)
+        weight, bias = weight.to(dtype, memory_format=torch.channels_last), self.bias.to(dtype)
         if isinstance(x, Tensor):
-            x = x.to(_computed_in(x))
+            _check_reflects(*x.shape[-2:])
+            x = x.to(dtype)
             if self.in_channels == 3:
-                return Ringed(own.convolved_first(x, self.weight, self.bias, relu), *x.shape[-2:])
+                return Ringed(own.convolved_first(x, weight, bias, relu), *x.shape[-2:])
             x = x.contiguous(memory_format=torch.channels_last)
             x = Ringed(padded(x, "reflect" if upsampling is None else "replicate"), *x.shape[-2:])
-        weight, scale = (self.weight, 1) if upsampling is None else (self._kernels(self.weight, upsampling), 2)
-        whole = x.whole.to(_computed_in(x.whole))
-        weight = weight.to(whole.dtype, memory_format=torch.channels_last)
-        y = own.convolved(whole, weight, self.bias.to(whole.dtype), relu, scale, ring)
+        y = own.convolved(x.whole.to(dtype), weight, bias, relu, scale, ring)
         return y if ring is None else Ringed(y, scale * x.height, scale * x.width)
 
     def _kernels(self, weight: Tensor, mode: str) -> Tensor:

@@ -89,7 +89,7 @@ class _Pooled(torch.autograd.Function):
 class _ConvolvedFirst(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:  # type: ignore[override]
-        y = kernels.convolved_first(x, weight.contiguous(memory_format=torch.channels_last), bias, relu)
+        y = kernels.convolved_first(x, weight, bias, relu)
         ctx.relu = relu
         ctx.save_for_backward(weight, y if relu else None)
         return y

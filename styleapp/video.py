@@ -232,6 +232,9 @@ def stylize_video(
         raise ImageError(f"{source}: cannot be made into a film ({error.strerror or error})") from None
     except OSError as error:
         raise ImageError(f"{target}: cannot be written ({error.strerror or error})") from None
+    finally:
+        if not any(work.glob("*.nut")):  # nothing that a next time could go on from
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def _in_segments(

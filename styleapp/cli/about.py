@@ -75,7 +75,7 @@ def info(as_json: Json = False) -> None:
 
         from styleapp.codes import codes_folder
         from styleapp.devices import find_precision
-        from styleapp.kernels import work
+        from styleapp.kernels import convolve, work
         from styleapp.weights import Weights, styles_folder, weights_folder
 
         def installed(package: str) -> str:
@@ -86,7 +86,10 @@ def info(as_json: Json = False) -> None:
 
         integers = Weights().has_int8
         devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-        kernels = {name: "own" if work(torch.device(name)) else "PyTorch's alone" for name in devices[1:]}
+        kernels = {}
+        for device in map(torch.device, devices[1:]):
+            own = "own, convolutions too" if convolve(device, torch.bfloat16) else "own"
+            kernels[str(device)] = own if work(device) else "PyTorch's alone"
         facts = {
             "styleapp": __version__,
             "python": platform.python_version(),

@@ -12,7 +12,7 @@
 #   scripts/gpu.sh all [MINUTES]     one after the other
 #
 # The learning rate falls to zero over STEPS; without it, over as many as fit into MINUTES by the pace of the first half
-# minute. An H200 makes 39 steps a second of the decoder (it made 11 of the CIN network, before steps were recorded).
+# minute. An H200 makes 54 steps a second of the decoder and made 18 of the CIN network (before our convolutions had gradients).
 # DATA (default: data) holds train/content, train/style, eval/content, eval/style, gallery; RUNS (default: runs) takes
 # checkpoints and results: keep it between the pieces. TOY=1 runs the same list in a minute on a CPU.
 # Needs torch, torchvision, pillow, safetensors, typer and rich; nothing is installed or downloaded.

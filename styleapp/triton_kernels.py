@@ -134,7 +134,8 @@ def unpool(
     row, column = pixel // width, pixel % width
     inside = (pixel < height * width)[:, None] & (channel < channels)[None, :]
     base = x + sample * per_sample + channel[None, :]
-    above, under = (row - row % 2).to(tl.int64) * per_row, tl.minimum(row - row % 2 + 1, height - 1) * per_row
+    above = (row - row % 2).to(tl.int64) * per_row
+    under = tl.minimum(row - row % 2 + 1, height - 1).to(tl.int64) * per_row
     first, second = (column - column % 2) * per_column, tl.minimum(column - column % 2 + 1, width - 1) * per_column
     a = tl.load(base + (above + first)[:, None], mask=inside, other=0)
     b = tl.load(base + (above + second)[:, None], mask=inside, other=0)

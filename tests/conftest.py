@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -253,3 +255,11 @@ def visit(browser, url):
     yield open_page
     for visitor in visitors:
         visitor.close()
+
+
+@pytest.fixture
+def one_step(monkeypatch: pytest.MonkeyPatch) -> float:
+    """Minutes in which a training takes one step: its clock goes on by a second whenever it is read."""
+    clock = SimpleNamespace(monotonic=map(float, itertools.count()).__next__)
+    monkeypatch.setattr("styleapp.training.loop.time", clock)
+    return 3 / 60

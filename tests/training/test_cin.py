@@ -46,12 +46,12 @@ def test_losses_fall_and_the_file_says_what_it_is(folders, tmp_path):
     assert later["content"] + 10 * later["style"] < 0.8 * (first["content"] + 10 * first["style"])
 
 
-def test_a_resumed_run_equals_an_unbroken_one(folders, tmp_path):
+def test_a_resumed_run_equals_an_unbroken_one(folders, tmp_path, one_step):
     train(folders, tmp_path / "whole.safetensors")
     broken = tmp_path / "broken.safetensors"
     train(folders, broken, minutes=0)
-    for _ in range(8):
-        train(folders, broken, minutes=1e-5)
+    for _ in range(TINY.steps - 1):
+        train(folders, broken, minutes=one_step)
     train(folders, broken)
     whole, resumed = load_file(tmp_path / "whole.safetensors"), load_file(broken)
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
@@ -110,11 +110,11 @@ def test_equivariance_is_measured_where_it_counts(folders, tmp_path, predicted):
     assert 0 < record["equivariance"] < 2
 
 
-def test_with_a_predictor_a_resumed_run_equals_an_unbroken_one(folders, tmp_path):
+def test_with_a_predictor_a_resumed_run_equals_an_unbroken_one(folders, tmp_path, one_step):
     train(folders, tmp_path / "whole.safetensors", further=folders[1])
     broken = tmp_path / "broken.safetensors"
-    for _ in range(8):
-        train(folders, broken, further=folders[1], minutes=1e-5)
+    for _ in range(TINY.steps - 1):
+        train(folders, broken, further=folders[1], minutes=one_step)
     train(folders, broken, further=folders[1])
     whole, resumed = load_file(tmp_path / "whole.safetensors"), load_file(broken)
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)

@@ -55,6 +55,7 @@ def evaluate(
     every: int = 1,
     norm: str = "adain",
     refine: int = Options.refine,
+    detail: float = Options.detail,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Row]:
     """Every photo in ``content`` with every painting in ``style``, at a short side of ``size``.
@@ -63,6 +64,7 @@ def evaluate(
         every: of sorted photos and paintings take every so many, the first included.
         norm: adain; cin, with the codes that its network predicts; or decoder:NORM for one of the small decoders.
         refine: steps that those codes are refined by, as :class:`styleapp.options.Options` has it.
+        detail: how much of the photo's fine texture cin sees, as it has that too; the codes are those of 1.
 
     Losses as in training, in the rescaled VGG: content is the MSE to the AdaIN target at relu4_1, style
     the sum over relu1_1 to relu4_1 of the MSE of means and of standard deviations. The picture that is
@@ -73,12 +75,12 @@ def evaluate(
         A row for the unchanged photo and one for the network.
 
     Raises:
-        OptionError: for another norm.
+        OptionError: for another norm, or a detail that it does not take.
         ImageError: if a folder has no image, or one of them cannot be read.
     """
     if norm.partition(":")[0] not in ("adain", "cin", "decoder"):
         raise OptionError(f"evaluate takes the norms adain, cin and decoder:NORM, which match a painting; got {norm!r}")
-    stylizer = transfer.networks.of(norm)
+    measuring, stylizer = transfer.networks.of(norm), transfer.networks.of(norm, detail=Options(detail=detail).detail)
 
     def load(file: Path) -> Tensor:
         picture = transfer.fit(file, Options(size=size))
@@ -90,7 +92,7 @@ def evaluate(
 
     photos, paintings = images(content)[::every], images(style)[::every]
     wanted = [codes(load(file))[1] for file in paintings]
-    measured = [stylizer.measure(load(file), refine=refine) for file in paintings]
+    measured = [measuring.measure(load(file), refine=refine) for file in paintings]
     sums = torch.zeros(2, len(paintings), 2, dtype=torch.float64)
     psnr = 0.0
     for i, file in enumerate(photos):

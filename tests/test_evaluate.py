@@ -73,15 +73,19 @@ def test_some_pairs_of_another_decoder(transfer, folders):
     assert rows[1][1].style_loss == rows[0][1].style_loss and rows[2][1].name == "decoder:bn, fp32"
     with pytest.raises(OptionError, match="adain, cin and decoder:NORM"):
         evaluate(transfer, *folders, size=32, norm="wct")
+    for norm, detail, said in (("adain", 0.5, "norm adain sees no fine detail"), ("cin", 1.5, "detail must be from 0")):
+        with pytest.raises(OptionError, match=said):
+            evaluate(transfer, *folders, size=32, norm=norm, detail=detail)
 
 
-def test_paintings_through_the_conditional_network(transfer, folders):
+@pytest.mark.parametrize("detail", [1.0, 0.3])
+def test_paintings_through_the_conditional_network(transfer, folders, detail):
     """With their measured, or predicted, codes: what ``--norm cin`` makes of them."""
-    _, row = evaluate(transfer, *folders, size=32, norm="cin")
-    wanted = 0.0
+    _, row = evaluate(transfer, *folders, size=32, norm="cin", detail=detail)
+    wanted, how = 0.0, Options(norm="cin", style_size=32, detail=detail)
     for photo in sorted(folders[0].iterdir()):
         for painting in sorted(folders[1].iterdir()):
-            made = transfer.picture(transfer.fit(photo, options()), painting, Options(norm="cin", style_size=32)).rgb
+            made = transfer.picture(transfer.fit(photo, options()), painting, how).rgb
             of_painting = transfer.fit(painting, options()).rgb
             codes = [
                 [code_from_moments(moments(f)) for f in transfer.networks.adain.encoder.features(x)]

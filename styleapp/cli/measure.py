@@ -100,6 +100,7 @@ def evaluate(
     every: Annotated[int, typer.Option(min=1, help="Take every so many of the photos and of the paintings.")] = 1,
     norm: Annotated[str, typer.Option(help="adain, cin, or decoder:NORM for one of the small decoders.")] = "adain",
     refine: Annotated[int, typer.Option(min=0, help="Steps of refining the predicted codes of cin.")] = Options.refine,
+    detail: Annotated[float, typer.Option(help="How much fine texture of the photos cin sees, 0 to 1.")] = 1.0,
     device: Device = "auto",
     precision: Precision = "auto",
     as_json: Json = False,
@@ -112,7 +113,9 @@ def evaluate(
 
         keep_freed_memory()
         transfer = StyleTransfer(device, precision)
-        rows = run(transfer, content, style, size=size, every=every, norm=norm, refine=refine, progress=advance)
+        rows = run(
+            transfer, content, style, size=size, every=every, norm=norm, refine=refine, detail=detail, progress=advance
+        )
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(row) for row in rows]))
         return

@@ -117,7 +117,8 @@ def compare(
 ) -> Comparison:
     """Stylize ``photo``, of final size, by every method in every style.
 
-    A method that a style does not have (no network, no painting to look at) is a cell that says why.
+    A method that a style does not have (no network, no painting to look at) is a cell that says why. A ``detail`` other
+    than 1 is for cin and in, which alone see it.
 
     Raises:
         OptionError: for an unknown style or method.
@@ -135,7 +136,8 @@ def compare(
         wanted = transfer.styles.layer_codes(style, options.style_size)
         row = []
         for j, method in enumerate(methods):
-            row.append(_cell(transfer, photo, features, style, wanted, replace(options, norm=method)))
+            detail = options.detail if method in ("cin", "in") else 1.0
+            row.append(_cell(transfer, photo, features, style, wanted, replace(options, norm=method, detail=detail)))
             progress(i * len(methods) + j + 1, len(styles) * len(methods))
         rows.append(row)
     return Comparison(

@@ -33,6 +33,15 @@ def test_cells_are_what_the_pipeline_makes(transfer):
     assert found.paintings == [None, None] and found.titles[0].startswith("great-wave: T, A")
 
 
+def test_detail_is_for_those_that_see_it(transfer):
+    whole, less = (
+        compare(transfer, PHOTO, ["great-wave"], ["adain", "cin", "adaln"], Options(style_size=64, detail=d)).cells[0]
+        for d in (1.0, 0.2)
+    )
+    same = [torch.equal(from_pil(a.picture).rgb, from_pil(b.picture).rgb) for a, b in zip(whole, less, strict=True)]
+    assert same == [True, False, True]
+
+
 def test_losses_of_a_painting_are_those_of_its_pixels(transfer, tmp_path):
     noise(64, 64, seed=5).save(tmp_path / "p.png")
     path = str(tmp_path / "p.png")

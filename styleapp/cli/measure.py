@@ -41,6 +41,7 @@ def compare(
     ] = "",
     size: Annotated[int, typer.Option(help="Short side of the pictures; 0 for that of the photo.")] = 512,
     style_size: Annotated[int, typer.Option(help="Short side at which paintings are measured.")] = 512,
+    detail: Annotated[float, typer.Option(help="How much fine texture of the photo cin and in see, 0 to 1.")] = 1.0,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The grid, a picture file.")] = None,
     page: Annotated[Path | None, typer.Option("--html", help="A page in one file, with sliders.")] = None,
     device: Device = "auto",
@@ -66,7 +67,7 @@ def compare(
             raise OptionError(f"{page}: exists already; --overwrite replaces it")
         keep_freed_memory()
         transfer = StyleTransfer(device, precision)
-        options = Options(size=size, style_size=style_size)
+        options = Options(size=size, style_size=style_size, detail=detail)
         chosen = [m.strip() for m in methods.split(",") if m.strip()] or list(comparing.METHODS)
         if sweep == "groups":
             chosen = comparing.group_sweep(transfer.networks.adain.encoder.num_channels)

@@ -233,12 +233,13 @@ class StyleTransfer:
     def _at_once(
         self, stylizer: Stylizer, photos: Sequence[Picture], styles: Sequence[Style], options: Options
     ) -> list[Picture]:
-        codes = [
-            self.styles.code(style, options.style_size, options.norm, options.refine).to(self.device)
-            for style in styles
-        ]
+        code_of = {  # mostly one for all
+            key: self.styles.code(style, options.style_size, options.norm, options.refine).to(self.device)
+            for key, style in {id(style): style for style in styles}.items()
+        }
+        codes = [code_of[id(style)] for style in styles]
         gamma, beta = torch.cat([c.gamma for c in codes]), torch.cat([c.beta for c in codes])
-        stored = torch.cat([photo.pixels for photo in photos])
+        stored = _together([photo.pixels for photo in photos], pinned=self.device.type == "cuda")
 
         def stylized(stored: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
             image = unit(stored).contiguous(memory_format=torch.channels_last)
@@ -252,7 +253,7 @@ class StyleTransfer:
                 small = stored[:, 0].numel() * RECORDED_BYTES < min(available(self.device) // 8, RECORDED_MOST)
                 small = small and options.detail == 1  # other weights do not outlive a request
                 run = self.recordings.run if small else self.recordings.plain
-                pixels = run((options.norm, options.alpha), stylized, stored.pin_memory(), gamma, beta)
+                pixels = run((options.norm, options.alpha), stylized, stored, gamma, beta)
         return [replace(p, pixels=q) for p, q in zip(photos, pixels.split(1), strict=True)]
 
     def _transformed(
@@ -502,3 +503,15 @@ def make_options(given: Mapping[str, Any]) -> Options:
         if name not in names:
             raise unknown_name("option", name, names)
     return Options(**given)
+
+
+def _together(images: Sequence[Tensor], *, pinned: bool) -> Tensor:
+    """Images of one size as a batch, channels side by side as they are; pinned, where a GPU is to fetch it.
+
+    torch.cat takes four times as long for bytes in this order, and what it makes would be copied again to be pinned.
+    """
+    shape, dtype = (len(images), *images[0].shape[1:]), images[0].dtype
+    batch = torch.empty(shape, dtype=dtype, memory_format=torch.channels_last, pin_memory=pinned)
+    for place, image in zip(batch, images, strict=True):
+        place.copy_(image[0])
+    return batch

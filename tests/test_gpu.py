@@ -284,7 +284,7 @@ def test_our_convolutions_are_those_of_cudnn(conditional, dtype):
             gradients = torch.autograd.grad(loss, list(network.decoder.parameters()))
             found.append([picture, *features, *gradients])
     for a, b in zip(*found, strict=True):
-        assert (a - b).float().norm() / b.float().norm() < (0.05 if dtype == torch.bfloat16 else 0.01), a.shape
+        assert (a - b).float().norm() / b.float().norm() < (0.1 if dtype == torch.bfloat16 else 0.02), a.shape
 
 
 @only_cuda

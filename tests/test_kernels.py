@@ -25,4 +25,4 @@ def test_what_they_compute_is_what_torch_does():
         [sys.executable, Path(__file__).with_name("triton_interpreted.py")], env=env, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "156 28 30 88 compared\n"
+    assert done.stdout in ("156 28 30 88 compared\n", "156 compared\n"), "the second with Triton before 3.6"

@@ -6,6 +6,7 @@ import itertools
 from unittest import mock
 
 import torch
+import triton
 from conftest import alive
 from torch.nn import functional as F
 
@@ -159,9 +160,16 @@ def by_our_kernels():
         yield
 
 
+def describes_tensors() -> bool:
+    """Whether the interpreter takes every tensor that a GPU takes: that of Triton 3.4 wants rows of 16 numbers."""
+    return tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 6)
+
+
 def main() -> None:
     torch.manual_seed(0)
-    counts = passes_over_memory(), convolutions(), networks(), gradients()
+    counts = [passes_over_memory()]
+    if describes_tensors():
+        counts += [convolutions(), networks(), gradients()]
     assert all(work(torch.device("cpu"), dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16))
     print(*counts, "compared")
 

@@ -5,6 +5,33 @@ import triton.language as tl
 
 
 @triton.jit
+def reflected(index, count):
+    """Which of ``count`` pixels a border of one shows at ``index``, -1 to ``count``."""
+    index = tl.abs(index)
+    return tl.where(index < count, index, 2 * count - 2 - index)
+
+
+@triton.jit
+def with_border(base, row, column, per_row, per_column, height, width, repeated: tl.constexpr, inside):
+    """The sum of what is at a pixel and at those of a border around it all, beginning at ``base``, that repeat it."""
+    beside, below = (row + 1).to(tl.int64) * per_row, (column + 1).to(tl.int64) * per_column
+    base += tl.zeros_like(beside + below)
+    top, bottom = inside & (row == repeated), inside & (row == height - 1 - repeated)
+    left, right = column == repeated, column == width - 1 - repeated
+    last_row, last_column = tl.cast(height + 1, tl.int64) * per_row, tl.cast(width + 1, tl.int64) * per_column
+    total = tl.load(base + beside + below, mask=inside, other=0).to(tl.float32)
+    total += tl.load(base + below, mask=top, other=0).to(tl.float32)
+    total += tl.load(base + last_row + below, mask=bottom, other=0).to(tl.float32)
+    total += tl.load(base + beside, mask=inside & left, other=0).to(tl.float32)
+    total += tl.load(base + beside + last_column, mask=inside & right, other=0).to(tl.float32)
+    total += tl.load(base, mask=top & left, other=0).to(tl.float32)
+    total += tl.load(base + last_column, mask=top & right, other=0).to(tl.float32)
+    total += tl.load(base + last_row, mask=bottom & left, other=0).to(tl.float32)
+    total += tl.load(base + last_row + last_column, mask=bottom & right, other=0).to(tl.float32)
+    return total
+
+
+@triton.jit
 def forward(
     y,
     x,
@@ -30,9 +57,7 @@ def forward(
     channel = tl.program_id(1) * side_by_side + tl.arange(0, side_by_side)
     row, column = pixel // across - margin, pixel % across - margin
     if reflects:
-        row, column = tl.abs(row), tl.abs(column)
-        row = tl.where(row < height, row, 2 * height - 2 - row)
-        column = tl.where(column < width, column, 2 * width - 2 - column)
+        row, column = reflected(row, height), reflected(column, width)
     else:
         row = tl.minimum(tl.maximum(row, 0), height - 1)
         column = tl.minimum(tl.maximum(column, 0), width - 1)
@@ -89,21 +114,10 @@ def inward(
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
     inside = inside & (channel < channels)[None, :] & (part < scale * scale)[None, :] & (pixel < count)[:, None]
     base = grad + sample * per_sample + channel[None, :]
-    beside = (row + margin).to(tl.int64) * per_row
-    below = (column + margin).to(tl.int64) * per_column
-    total = tl.load(base + beside + below, mask=inside, other=0).to(tl.float32)
     if margin:
-        top, bottom = inside & (row == repeated), inside & (row == height - 1 - repeated)
-        left, right = column == repeated, column == width - 1 - repeated
-        last_row, last_column = tl.cast(height + 1, tl.int64) * per_row, tl.cast(width + 1, tl.int64) * per_column
-        total += tl.load(base + below, mask=top, other=0).to(tl.float32)
-        total += tl.load(base + last_row + below, mask=bottom, other=0).to(tl.float32)
-        total += tl.load(base + beside, mask=inside & left, other=0).to(tl.float32)
-        total += tl.load(base + beside + last_column, mask=inside & right, other=0).to(tl.float32)
-        total += tl.load(base + 0 * below, mask=top & left, other=0).to(tl.float32)
-        total += tl.load(base + 0 * below + last_column, mask=top & right, other=0).to(tl.float32)
-        total += tl.load(base + 0 * below + last_row, mask=bottom & left, other=0).to(tl.float32)
-        total += tl.load(base + 0 * below + last_row + last_column, mask=bottom & right, other=0).to(tl.float32)
+        total = with_border(base, row, column, per_row, per_column, height, width, repeated, inside)
+    else:
+        total = tl.load(base + row.to(tl.int64) * per_row + column * per_column, mask=inside, other=0).to(tl.float32)
     if seen is not None:
         place = sample * seen_per_sample + row.to(tl.int64) * seen_per_row + column * seen_per_column
         total = tl.where(tl.load(seen + place + channel[None, :], mask=inside, other=0) > 0, total, 0)
@@ -145,22 +159,9 @@ def unpool(
     which = (2 * (row % 2) + column % 2)[:, None]
     chosen = tl.where(which == 0, a, tl.where(which == 1, b, tl.where(which == 2, c, d))) == most
     chosen = chosen & ((which < 1) | (a < most)) & ((which < 2) | (b < most)) & ((which < 3) | (c < most))
-    row, column = row // 2, column // 2
-    top, bottom = (row == 1)[:, None] & chosen & inside, (row == high - 2)[:, None] & chosen & inside
-    left, right = (column == 1)[:, None], (column == wide - 2)[:, None]
-    across = wide + 2
-    of_row, of_column = ((row + 1).to(tl.int64) * across * channels)[:, None], ((column + 1) * channels)[:, None]
-    last_row, last_column = tl.cast(high + 1, tl.int64) * across * channels, (wide + 1) * channels
-    base = tl.broadcast_to(grad + sample * (high + 2) * across * channels + channel[None, :], (pixels, side_by_side))
-    total = tl.load(base + of_row + of_column, mask=chosen & inside, other=0).to(tl.float32)
-    total += tl.load(base + of_column, mask=top, other=0).to(tl.float32)
-    total += tl.load(base + last_row + of_column, mask=bottom, other=0).to(tl.float32)
-    total += tl.load(base + of_row, mask=chosen & inside & left, other=0).to(tl.float32)
-    total += tl.load(base + of_row + last_column, mask=chosen & inside & right, other=0).to(tl.float32)
-    total += tl.load(base, mask=top & left, other=0).to(tl.float32)
-    total += tl.load(base + last_column, mask=top & right, other=0).to(tl.float32)
-    total += tl.load(base + last_row, mask=bottom & left, other=0).to(tl.float32)
-    total += tl.load(base + last_row + last_column, mask=bottom & right, other=0).to(tl.float32)
+    base = grad + sample * (high + 2) * (wide + 2) * channels + channel[None, :]
+    row, column = (row // 2)[:, None], (column // 2)[:, None]
+    total = with_border(base, row, column, (wide + 2) * channels, channels, high, wide, 1, chosen & inside)
     out = (sample * height * width + pixel).to(tl.int64) * channels
     tl.store(y + out[:, None] + channel[None, :], total.to(y.dtype.element_ty), mask=inside)
 
@@ -254,15 +255,11 @@ def convolve_first(
     per_image = (height + 2) * across
     position = tl.program_id(0) * positions + tl.arange(0, positions)
     sample, within = position // per_image, position % per_image
-    row, column = tl.abs(within // across - 1), tl.abs(within % across - 1)
-    row = tl.where(row < height, row, 2 * height - 2 - row)
-    column = tl.where(column < width, column, 2 * width - 2 - column)
+    row, column = reflected(within // across - 1, height), reflected(within % across - 1, width)
     seen = tl.arange(0, inputs)
     tap, channel = seen // channels, seen % channels
-    down = tl.abs(row[:, None] + (tap // 3)[None, :] - 1)
-    down = tl.where(down < height, down, 2 * height - 2 - down)
-    right = tl.abs(column[:, None] + (tap % 3)[None, :] - 1)
-    right = tl.where(right < width, right, 2 * width - 2 - right)
+    down = reflected(row[:, None] + (tap // 3)[None, :] - 1, height)
+    right = reflected(column[:, None] + (tap % 3)[None, :] - 1, width)
     there = (position < count)[:, None] & (tap < 9)[None, :]
     place = sample.to(tl.int64)[:, None] * per_sample + down.to(tl.int64) * per_row + right * per_column
     values = tl.load(x + place + (channel * per_channel)[None, :], mask=there, other=0)
@@ -321,9 +318,7 @@ def pool(
     count = (high + 2) * across
     pixel = tl.program_id(0) * pixels + tl.arange(0, pixels)
     channel = tl.program_id(1) * side_by_side + tl.arange(0, side_by_side)
-    row, column = tl.abs(pixel // across - 1), tl.abs(pixel % across - 1)
-    row = 2 * tl.where(row < high, row, 2 * high - 2 - row)
-    column = 2 * tl.where(column < wide, column, 2 * wide - 2 - column)
+    row, column = 2 * reflected(pixel // across - 1, high), 2 * reflected(pixel % across - 1, wide)
     below, right = tl.minimum(row + 1, height - 1), tl.minimum(column + 1, width - 1)
     inside = (pixel < count)[:, None] & (channel < channels)[None, :]
     base = x + sample * per_sample + channel[None, :]

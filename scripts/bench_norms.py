@@ -49,6 +49,8 @@ def cases(device: torch.device) -> dict[str, tuple[Callable[..., Any], nn.Module
     cin = n.ConditionalInstanceNorm(C, 24).to(device)
     ids = torch.arange(8, device=device)
     domain = n.DomainBatchNorm(C, 3).to(device)
+    modulated = n.ModulatedNorm(n.InstanceNorm(C, affine=False), C, 256).to(device)
+    condition = torch.randn(8, 256, device=device)
     return {
         "batch norm, training": (n.BatchNorm(C), batch, IMAGE, True),
         "batch norm, evaluation": (n.BatchNorm(C).eval(), nn.BatchNorm2d(C).eval(), IMAGE, True),
@@ -61,14 +63,27 @@ def cases(device: torch.device) -> dict[str, tuple[Callable[..., Any], nn.Module
         "frozen batch norm": (n.FrozenBatchNorm(C), nn.BatchNorm2d(C).eval(), IMAGE, False),
         "ghost batch norm of 4": (n.GhostBatchNorm(C, virtual_batch_size=4), batch, IMAGE, False),
         "domain batch norm": (lambda x: domain(x, 1), batch, IMAGE, False),
+        "batch renormalisation": (n.BatchRenorm(C), batch, IMAGE, False),
+        "decorrelated batch norm": (n.make_norm("dbn", C), batch, IMAGE, False),
+        "IterNorm": (n.make_norm("iternorm", C), batch, IMAGE, False),
         "conditional instance norm": (lambda x: cin(x, ids), instance, IMAGE, False),
         "AdaIN": (lambda x: n.adain(x, style), instance, IMAGE, False),
+        "modulated instance norm": (lambda x: modulated(x, condition), instance, IMAGE, False),
         "AdaGN": (lambda x: n.adagn(x, style, num_groups=GROUPS), instance, IMAGE, False),
         "switchable norm": (n.SwitchableNorm(C), batch, IMAGE, False),
         "IBN-a": (n.IBNa(C), batch, IMAGE, False),
         "half instance norm": (n.HalfInstanceNorm(C), instance, IMAGE, False),
         "batch-instance norm": (n.BatchInstanceNorm(C), batch, IMAGE, False),
+        "instance-layer norm": (n.InstanceLayerNorm(C), instance, IMAGE, False),
+        "MixStyle": (n.MixStyle(p=1), instance, IMAGE, False),
+        "positional norm": (n.make_norm("pono", C), ChannelsLastLayerNorm(), IMAGE, False),
+        "local response norm": (n.LocalResponseNorm(C), nn.LocalResponseNorm(5), IMAGE, False),
         "filter response norm": (n.FilterResponseNorm(C), instance, IMAGE, False),
+        "global response norm": (n.GlobalResponseNorm(C), instance, IMAGE, False),
+        "EvoNorm-B0": (n.EvoNormB0(C), batch, IMAGE, False),
+        "EvoNorm-S0": (n.EvoNormS0(C, num_groups=GROUPS), nn.GroupNorm(GROUPS, C), IMAGE, False),
+        "dynamic tanh, tokens": (n.DynamicTanh(768, dim=-1), nn.LayerNorm(768), TOKENS, False),
+        "dynamic erf, tokens": (n.DynamicErf(768, dim=-1), nn.LayerNorm(768), TOKENS, False),
         "SPADE, 128 hidden channels": (lambda x: spade(x, label), instance, IMAGE, False),
         "SEAN, 3 regions": (lambda x: sean(x, label.softmax(1), codes), instance, IMAGE, False),
         "EFDM": (lambda x: n.efdm(x, x.detach().flip(-1)), instance, IMAGE, False),

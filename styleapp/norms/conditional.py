@@ -1,8 +1,8 @@
-"""Norms whose γ and β come from a table (one row a style) or from a style's own statistics."""
+"""Norms whose γ and β come from a table (one row a style), from a style's own statistics, or from a linear layer."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -10,16 +10,18 @@ from torch import Tensor, nn
 
 from styleapp.norms.functional import EPS, normalize
 from styleapp.norms.moments import Moments
-from styleapp.norms.named import BatchNorm, GroupNorm, InstanceNorm
+from styleapp.norms.named import BatchNorm, GroupNorm, InstanceNorm, LayerNorm
 from styleapp.norms.norm import Over, per_channel, statistics
 
 __all__ = [
+    "AdaLNZero",
     "AdaptiveNorm",
     "ConditionalBatchNorm",
     "ConditionalGroupNorm",
     "ConditionalInstanceNorm",
     "ConditionalLayerNorm",
     "ConditionalNorm",
+    "ModulatedNorm",
     "StyleIds",
     "adabn",
     "adagn",
@@ -200,3 +202,77 @@ class AdaptiveNorm(nn.Module):
         """What is shown by print(module)."""
         groups = f", num_groups={self.num_groups}" if self.over == "group" else ""
         return f"over={self.over}{groups}, eps={self.eps}"
+
+
+class ModulatedNorm(nn.Module):
+    """A norm without γ and β, then those that a linear layer makes of a condition: y = norm(x) · (1 + γ(c)) + β(c).
+
+    With instance norm it is the AdaIN of StyleGAN (Karras et al. 2019), with group norm the AdaGN of diffusion models
+    (Dhariwal and Nichol 2021), with layer norm the AdaLN of DiT (Peebles and Xie 2023), with batch norm conditional
+    batch norm (de Vries et al. 2017), with ``nn.Identity()`` FiLM (Perez et al. 2018). The layer starts at zero: fresh
+    from the constructor it is the base.
+
+    Args:
+        base: normalises; without affine parameters.
+        num_channels: C.
+        condition_channels: K.
+        dim: where the channels are: 1 for images, -1 for tokens.
+
+    Shape:
+        (N, C, *), or with ``dim=-1`` (N, *, C), and a condition (N, K), to that of the first.
+    """
+
+    parts = 2  # γ and β
+
+    def __init__(self, base: nn.Module, num_channels: int, condition_channels: int, *, dim: int = 1) -> None:
+        super().__init__()
+        self.base = base
+        self.num_channels = num_channels
+        self.dim = dim
+        self.linear = nn.Linear(condition_channels, self.parts * num_channels)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Normalise and modulate."""
+        gamma, beta = self.modulation(x, condition)[:2]
+        return self._modulated(x, gamma, beta)
+
+    def modulation(self, x: Tensor, condition: Tensor) -> tuple[Tensor, ...]:
+        """γ(c), β(c), and what else the layer makes, in shapes that broadcast against ``x``."""
+        shape = [1] * x.dim()
+        shape[0], shape[self.dim] = len(condition), self.num_channels
+        return tuple(part.reshape(shape) for part in self.linear(condition).chunk(self.parts, dim=1))
+
+    def _modulated(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        y: Tensor = self.base(x)
+        return torch.addcmul(beta.to(y.dtype), y, (1 + gamma).to(y.dtype))
+
+
+class AdaLNZero(ModulatedNorm):
+    """adaLN-Zero (Peebles and Xie 2023, arXiv 2212.09748) around a block: x + g(c) · block(LN(x) · (1 + γ(c)) + β(c)).
+
+    γ, β and the gate g are of one linear layer that starts at zero, so that each block starts as the identity. (DiT
+    has a SiLU before that layer, which is the caller's.)
+
+    Args:
+        num_channels: C.
+        condition_channels: K.
+        eps: added to the variance; 1e-6 in DiT.
+
+    Shape:
+        Tokens (N, L, C), a condition (N, K) and a block that keeps shapes, to (N, L, C).
+    """
+
+    parts = 3
+
+    def __init__(self, num_channels: int, condition_channels: int, *, eps: float = EPS) -> None:
+        super().__init__(LayerNorm(num_channels, eps=eps, affine=False), num_channels, condition_channels, dim=-1)
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, condition: Tensor, block: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """The block with its residual connection."""
+        gamma, beta, gate = self.modulation(x, condition)
+        y = block(self._modulated(x, gamma, beta))
+        return torch.addcmul(x, gate.to(x.dtype), y.to(x.dtype))

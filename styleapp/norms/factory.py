@@ -15,16 +15,34 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from styleapp.norms.conditional import ConditionalInstanceNorm
+from styleapp.norms.kin import (
+    DynamicErf,
+    DynamicTanh,
+    EvoNormB0,
+    EvoNormS0,
+    FilterResponseNorm,
+    GlobalResponseNorm,
+)
 from styleapp.norms.mixed import (
     BatchInstanceNorm,
-    FilterResponseNorm,
     HalfInstanceNorm,
     IBNa,
     IBNb,
+    InstanceLayerNorm,
     SwitchableNorm,
 )
-from styleapp.norms.named import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, LayerNorm2d, RMSNorm, SyncBatchNorm
-from styleapp.norms.population import FrozenBatchNorm, GhostBatchNorm
+from styleapp.norms.named import (
+    BatchNorm,
+    GroupNorm,
+    InstanceNorm,
+    LayerNorm,
+    LayerNorm2d,
+    LocalResponseNorm,
+    RMSNorm,
+    SyncBatchNorm,
+)
+from styleapp.norms.norm import Norm
+from styleapp.norms.population import BatchRenorm, DecorrelatedBatchNorm, FrozenBatchNorm, GhostBatchNorm
 
 __all__ = ["NORMS", "Report", "convert_norms", "convert_sync", "freeze", "make_norm", "unfreeze"]
 
@@ -33,11 +51,16 @@ NORMS: dict[str, Callable[..., nn.Module]] = {
     "syncbn": SyncBatchNorm,
     "frozenbn": FrozenBatchNorm,
     "ghostbn": GhostBatchNorm,
+    "brn": BatchRenorm,
+    "dbn": functools.partial(DecorrelatedBatchNorm, iterations=None),
+    "iternorm": DecorrelatedBatchNorm,
     "in": InstanceNorm,
     "ln": functools.partial(GroupNorm, num_groups=1),
     "ln2d": LayerNorm2d,
     "layernorm": LayerNorm,
     "rms": RMSNorm,
+    "lrn": LocalResponseNorm,
+    "pono": functools.partial(Norm, over="position"),
     "gn": GroupNorm,
     "cin": ConditionalInstanceNorm,
     "switchable": SwitchableNorm,
@@ -45,12 +68,28 @@ NORMS: dict[str, Callable[..., nn.Module]] = {
     "ibn-b": IBNb,
     "half-in": HalfInstanceNorm,
     "bin": BatchInstanceNorm,
+    "iln": InstanceLayerNorm,
     "frn": FilterResponseNorm,
+    "grn": GlobalResponseNorm,
+    "evonorm-b0": EvoNormB0,
+    "evonorm-s0": EvoNormS0,
+    "dyt": DynamicTanh,
+    "derf": DynamicErf,
     "none": nn.Identity,
 }
 """Every norm that is made of a number of channels. "ln" is over (C, H, W), "ln2d" over C at each position."""
 
-_ARGUMENT = {"gn": "num_groups", "ghostbn": "virtual_batch_size", "ibn-a": "ratio", "cin": "num_styles"}
+_ARGUMENT = {
+    "gn": "num_groups",
+    "ghostbn": "virtual_batch_size",
+    "dbn": "num_groups",
+    "iternorm": "num_groups",
+    "lrn": "size",
+    "ibn-a": "ratio",
+    "cin": "num_styles",
+    "evonorm-s0": "num_groups",
+}
+_WITHOUT_EPS = ("lrn", "dyt", "derf", "none")
 
 
 def make_norm(norm: str | Callable[..., nn.Module] | None, num_channels: int, **options: Any) -> nn.Module:
@@ -70,7 +109,7 @@ def make_norm(norm: str | Callable[..., nn.Module] | None, num_channels: int, **
         return nn.Identity()
     if not isinstance(norm, str):
         return norm(num_channels, **options)
-    name, _, argument = norm.lower().replace("_", "-").partition(":")
+    name, argument = _name(norm), norm.partition(":")[2]
     if name not in NORMS:
         close = difflib.get_close_matches(name, NORMS, n=1, cutoff=0.5)  # names are short
         hint = f", did you mean {close[0]!r}?" if close else ";"
@@ -86,6 +125,10 @@ def make_norm(norm: str | Callable[..., nn.Module] | None, num_channels: int, **
     if name == "none":
         return nn.Identity()
     return NORMS[name](num_channels, **options)
+
+
+def _name(norm: str) -> str:
+    return norm.partition(":")[0].lower().replace("_", "-")
 
 
 @dataclass
@@ -154,7 +197,8 @@ def _replacement(name: str, module: nn.Module, norm: Any, options: dict[str, Any
         return norm.get(name, module)
     channels = _num_channels(module)
     assert channels is not None
-    extra = {"eps": module.eps} if isinstance(norm, str) and norm != "none" and _has_eps(module) else {}
+    takes_eps = isinstance(norm, str) and _name(norm) not in _WITHOUT_EPS
+    extra = {"eps": module.eps} if takes_eps and _has_eps(module) else {}
     try:
         new = make_norm(norm, channels, **{**extra, **options})
     except (ValueError, TypeError) as error:
@@ -194,6 +238,22 @@ def _copy_statistics(old: nn.Module, new: nn.Module) -> None:
             setattr(new, key, getattr(old, key))
 
 
+# What is a norm and an activation in one (EvoNorm), or more than one input's, is not replaced by a norm.
+_OURS = (
+    FrozenBatchNorm,
+    DecorrelatedBatchNorm,
+    LocalResponseNorm,
+    SwitchableNorm,
+    IBNa,
+    HalfInstanceNorm,
+    BatchInstanceNorm,
+    InstanceLayerNorm,
+    FilterResponseNorm,
+    DynamicTanh,
+    Norm,
+)
+
+
 def _num_channels(module: nn.Module) -> int | None:
     """C of a module that is a norm, else None."""
     if isinstance(module, _BatchNorm | _InstanceNorm):
@@ -202,8 +262,7 @@ def _num_channels(module: nn.Module) -> int | None:
         return module.num_channels
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         return module.normalized_shape[-1] if len(module.normalized_shape) == 1 else None
-    ours = (FrozenBatchNorm, SwitchableNorm, IBNa, HalfInstanceNorm, BatchInstanceNorm, FilterResponseNorm)
-    if isinstance(module, ours) or type(module).__name__ == "FrozenBatchNorm2d":  # torchvision's and detectron2's
+    if isinstance(module, _OURS) or type(module).__name__ == "FrozenBatchNorm2d":  # torchvision's and detectron2's
         return int(getattr(module, "num_channels", None) or len(cast(Tensor, module.weight)))
     return None
 

@@ -15,11 +15,14 @@ from styleapp.norms.moments import Moments, moments
 
 __all__ = [
     "EPS",
+    "adaattn",
     "covariance",
     "efdm",
     "l2_normalize",
     "min_max_scale",
+    "modulate_weight",
     "normalize",
+    "root",
     "standardize_weight",
     "wct",
     "wct_matrix",
@@ -113,6 +116,47 @@ def wct(content: Tensor, style: Tensor, alpha: float | Tensor = 1.0, eps: float 
     return content + alpha * (y - content)
 
 
+def adaattn(
+    content: Tensor,
+    style: Tensor,
+    alpha: float | Tensor = 1.0,
+    eps: float = EPS,
+    *,
+    query: Tensor | None = None,
+    key: Tensor | None = None,
+) -> Tensor:
+    """Adaptive attention normalisation: each position takes on the moments of the places of the style that are like it.
+
+    y = S · x̂ + M, M = A v, S = sqrt(A v² - M²), A = softmax(q kᵀ) over the positions of the style (Liu et al. 2021,
+    AdaAttN, arXiv 2108.03647): moments of the style as in AdaIN, but weighed anew for each position of the content.
+    Where all of the style looks alike to it (q = 0) it is AdaIN.
+
+    Args:
+        content: (N, C, *).
+        style: v, (N or 1, C, *); in the paper a learned 1x1 convolution of features.
+        alpha: strength in [0,1].
+        eps: added to the variance of the content.
+        query, key: q and k, (N, K, *) and (N or 1, K, *), positions as those of content and style; by default both
+            features, each channel normalised. In the paper learned 1x1 convolutions of such, of shallower layers too.
+    """
+    wide = torch.promote_types(content.dtype, torch.float32)
+    positions = range(2, content.dim())
+    unit = normalize(content.to(wide), moments(content.to(wide), positions), None, None, eps)
+    if query is None:
+        query = unit
+    if key is None:
+        key = normalize(style.to(wide), moments(style.to(wide), positions), None, None, eps)
+    values = style.to(wide).flatten(2).mT
+    centre = values.mean(1, keepdim=True)  # a square of what is near zero loses no digits to a large mean
+    values = values - centre
+    both = torch.cat([values, values.square()], dim=2).expand(len(content), -1, -1)
+    q, k = query.to(wide).flatten(2).mT, key.to(wide).flatten(2).mT.expand(len(content), -1, -1)
+    mean, square = F.scaled_dot_product_attention(q, k, both, scale=1.0).chunk(2, dim=2)
+    std = (square - mean.square()).clamp_min(0).sqrt()
+    y = (unit.flatten(2) * std.mT + (mean + centre).mT).view(content.shape).to(content.dtype)
+    return content + alpha * (y - content)
+
+
 def covariance(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (N, C, 1) and biased covariance (N, C, C) of (N, C, positions)."""
     mean = x.mean(-1, keepdim=True)
@@ -122,11 +166,11 @@ def covariance(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def wct_matrix(content: Tensor, style: Tensor, eps: float = EPS) -> Tensor:
     """A = Σs^½ · Σc^-½ of :func:`wct`, from the covariances (N, C, C): y = A (x - μc) + μs."""
-    return _root(style, 0.5, eps) @ _root(content, -0.5, eps)
+    return root(style, 0.5, eps) @ root(content, -0.5, eps)
 
 
-def _root(covariance: Tensor, power: float, eps: float) -> Tensor:
-    """A symmetric matrix to a power, leaving out its null space."""
+def root(covariance: Tensor, power: float, eps: float) -> Tensor:
+    """Symmetric matrices (…, C, C) to a power, without eigenvalues that are not above ``eps`` times the largest."""
     values, vectors = torch.linalg.eigh(covariance)
     least = eps * values.amax(-1, keepdim=True)
     powers = torch.where(values > least, values.clamp_min(torch.finfo(values.dtype).tiny) ** power, 0.0)
@@ -136,6 +180,27 @@ def _root(covariance: Tensor, power: float, eps: float) -> Tensor:
 def standardize_weight(weight: Tensor, eps: float = EPS) -> Tensor:
     """Weight standardisation: each filter of (O, I, …) to mean 0 and variance 1 (Qiao et al. 2019, eq. 5)."""
     return normalize(weight, moments(weight, range(1, weight.dim())), None, None, eps)
+
+
+def modulate_weight(weight: Tensor, style: Tensor, *, demodulate: bool = True, eps: float = 1e-8) -> Tensor:
+    """StyleGAN2's modulation and demodulation of filters (Karras et al. 2020, section 2.2): a norm by expectation.
+
+    w' = s_i · w and w'' = w' / sqrt(Σ w'² + ε), the sum over inputs and taps: where inputs have variance 1, so
+    have outputs.
+
+    Args:
+        weight: (O, I, *).
+        style: s, (N, I).
+        demodulate: divide; without, w'.
+        eps: ε.
+
+    Returns:
+        (N, O, I, *): filters for each sample, for a convolution with N groups.
+    """
+    scaled = weight * style.view(*style.shape[:1], 1, style.shape[1], *[1] * (weight.dim() - 2))
+    if not demodulate:
+        return scaled
+    return scaled * (scaled.square().sum(tuple(range(2, scaled.dim())), keepdim=True) + eps).rsqrt()
 
 
 def l2_normalize(x: Tensor, dim: int | tuple[int, ...] = 1, eps: float = 1e-12) -> Tensor:

@@ -1,4 +1,4 @@
-"""Norms that mix statistics, by learned weights or by splitting the channels; and two that are kin."""
+"""Norms that mix statistics: by learned weights, by splitting the channels, or of one sample with another's."""
 
 from __future__ import annotations
 
@@ -10,17 +10,9 @@ from torch import Tensor, nn
 from styleapp.norms.functional import EPS, normalize
 from styleapp.norms.moments import Moments, moments
 from styleapp.norms.named import BatchNorm, InstanceNorm
-from styleapp.norms.norm import per_channel
+from styleapp.norms.norm import check_num_channels, per_channel, statistics
 
-__all__ = [
-    "TLU",
-    "BatchInstanceNorm",
-    "FilterResponseNorm",
-    "HalfInstanceNorm",
-    "IBNa",
-    "IBNb",
-    "SwitchableNorm",
-]
+__all__ = ["BatchInstanceNorm", "HalfInstanceNorm", "IBNa", "IBNb", "InstanceLayerNorm", "MixStyle", "SwitchableNorm"]
 
 
 class SwitchableNorm(nn.Module):
@@ -136,7 +128,7 @@ class IBNa(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the parts and join them."""
-        _check_num_channels(self, x)
+        check_num_channels(self, x)
         parts = zip(x.split(self.sizes, dim=1), (self.IN, self.BN), strict=True)
         return torch.cat([norm(part) for part, norm in parts if norm is not None], dim=1)
 
@@ -166,7 +158,7 @@ class HalfInstanceNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the first half."""
-        _check_num_channels(self, x)
+        check_num_channels(self, x)
         first, rest = x.split(self.sizes, dim=1)
         return torch.cat([self.norm(first), rest], dim=1)
 
@@ -206,58 +198,94 @@ class BatchInstanceNorm(nn.Module):
         return y
 
 
-class FilterResponseNorm(nn.Module):
-    """Filter response normalisation (Singh and Krishnan 2020, arXiv 1911.09737): y = γ · x / sqrt(ν² + |ε|) + β.
+class InstanceLayerNorm(nn.Module):
+    """Instance-layer normalisation (Kim et al. 2020, U-GAT-IT, arXiv 1907.10830).
 
-    ν² = mean(x²) over positions (eq. 1 to 3): no mean is subtracted and no batch is needed. To be followed
-    by :class:`TLU` in place of ReLU.
+    y = (ρ · x̂_IN + (1 - ρ) · x̂_LN) · γ + β, LN over (C, H, W). ρ in [0,1] is learned for each channel and clipped
+    after each update. With γ and β from elsewhere, for each sample, it is AdaLIN; with its own, ILN.
 
     Args:
         num_channels: C.
-        eps: ε; the paper uses 1e-6, and learns it where positions are few.
-        learn_eps: make ε a parameter.
+        rho: where ρ starts: in the paper 1 for AdaLIN, in residual blocks, and 0 for ILN, behind upsampling.
+        eps: added to the variances.
+        affine: learn γ and β.
 
     Shape:
-        (N, C, *) to the same.
+        (N, C, *) with a spatial part, and γ and β (N, C) if they come from elsewhere, to (N, C, *).
     """
 
-    eps: Tensor
-
-    def __init__(self, num_channels: int, *, eps: float = 1e-6, affine: bool = True, learn_eps: bool = False) -> None:
+    def __init__(self, num_channels: int, *, rho: float = 0.0, eps: float = EPS, affine: bool = True) -> None:
         super().__init__()
+        if not 0 <= rho <= 1:
+            raise ValueError(f"rho must be from 0 to 1, got {rho}")
         self.num_channels = num_channels
-        if learn_eps:
-            self.eps = nn.Parameter(torch.tensor(eps))
-        else:
-            self.register_buffer("eps", torch.tensor(eps))
+        self.eps = eps
+        self.rho = nn.Parameter(torch.full((num_channels,), float(rho)))
         self.weight = nn.Parameter(torch.ones(num_channels)) if affine else None
         self.bias = nn.Parameter(torch.zeros(num_channels)) if affine else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise."""
-        _check_num_channels(self, x)
-        wide = torch.promote_types(x.dtype, torch.float32)
-        nu2 = x.to(wide).square().mean(tuple(range(2, x.dim())), keepdim=True)
-        y = x.to(wide) * (nu2 + self.eps.abs()).rsqrt()
-        if self.weight is not None and self.bias is not None:
-            y = y * per_channel(self.weight, x) + per_channel(self.bias, x)
+    def forward(self, x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None) -> Tensor:
+        """Normalise both ways and mix; ``gamma`` and ``beta`` take the place of the learned ones."""
+        check_num_channels(self, x)
+        if self.training:
+            self.rho.data.clamp_(0, 1)  # as in BatchInstanceNorm
+        instance = statistics(x, "instance")
+        layer = _over(instance, 1)
+        gamma, beta = self.weight if gamma is None else gamma, self.bias if beta is None else beta
+        # Both are affine in x, so their mixture is: one pass over x, with a scale and a centre of each channel.
+        rho = per_channel(self.rho, x).to(instance.mean.dtype)
+        one, other = rho * (instance.var + self.eps).rsqrt(), (1 - rho) * (layer.var + self.eps).rsqrt()
+        scale, offset = one + other, other * (instance.mean - layer.mean)
+        y = (x.to(scale.dtype) - instance.mean) * scale + offset
+        if gamma is not None:
+            y = y * per_channel(gamma, x).to(y.dtype)
+        if beta is not None:
+            y = y + per_channel(beta, x).to(y.dtype)
         return y.to(x.dtype)
 
 
-class TLU(nn.Module):
-    """Thresholded linear unit: max(y, τ), τ learned for each channel (Singh and Krishnan 2020, eq. 4)."""
+class MixStyle(nn.Module):
+    """MixStyle (Zhou et al. 2021, arXiv 2104.02008): in training, each sample takes on some of another one's moments.
 
-    def __init__(self, num_channels: int) -> None:
+    y = γ · (x - μ(x)) / σ(x) + β, γ = λ σ(x) + (1 - λ) σ(x'), β = λ μ(x) + (1 - λ) μ(x'), x' another sample of the
+    batch, λ ~ Beta(α, α); no gradient goes through the moments. It teaches a network not to mind the style of a
+    picture. With all of the other's moments (``alpha=None``, λ = 0) it is pAdaIN (Nuriel et al. 2021), and what
+    CrossNorm (Tang et al. 2021) does with pairs. In evaluation it does nothing.
+
+    Args:
+        p: how often a batch is mixed; the papers take 0.5, pAdaIN 0.01.
+        alpha: of the Beta distribution; None for λ = 0.
+        eps: added to the variances.
+
+    Shape:
+        (N, C, *) with a spatial part, to the same.
+    """
+
+    def __init__(self, p: float = 0.5, *, alpha: float | None = 0.1, eps: float = 1e-6) -> None:
         super().__init__()
-        self.tau = nn.Parameter(torch.zeros(num_channels))
+        if not 0 <= p <= 1:
+            raise ValueError(f"p must be from 0 to 1, got {p}")
+        if alpha is not None and alpha <= 0:
+            raise ValueError(f"alpha must be above 0, or None, got {alpha}")
+        self.p = p
+        self.alpha = alpha
+        self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, *) to the same."""
-        return torch.maximum(x, per_channel(self.tau, x).to(x.dtype))
+        """Mix, or not."""
+        if not self.training or x.shape[0] < 2 or float(torch.rand(())) >= self.p:
+            return x
+        own = statistics(x.detach())
+        order = torch.randperm(x.shape[0], device=x.device)
+        share = own.mean.new_zeros(x.shape[0])
+        if self.alpha is not None:
+            share = torch.distributions.Beta(self.alpha, self.alpha).sample(share.shape).to(share)
+        share = share.view(-1, *[1] * (x.dim() - 1))
+        std = own.std(self.eps)
+        gamma = share * std + (1 - share) * std[order]
+        beta = share * own.mean + (1 - share) * own.mean[order]
+        return normalize(x, own, gamma, beta, self.eps)
 
-
-def _check_num_channels(module: nn.Module, x: Tensor) -> None:
-    if x.dim() < 3 or x.shape[1] != module.num_channels:
-        raise ValueError(
-            f"{type(module).__name__} takes (N, {module.num_channels}, *) with a spatial part, got {tuple(x.shape)}"
-        )
+    def extra_repr(self) -> str:
+        """What is shown by print(module)."""
+        return f"p={self.p}, alpha={self.alpha}, eps={self.eps}"

@@ -20,7 +20,16 @@ from styleapp.norms.functional import EPS, normalize
 from styleapp.norms.moments import Moments, moments
 from styleapp.norms.norm import per_channel
 
-__all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "LayerNorm2d", "RMSNorm", "SyncBatchNorm"]
+__all__ = [
+    "BatchNorm",
+    "GroupNorm",
+    "InstanceNorm",
+    "LayerNorm",
+    "LayerNorm2d",
+    "LocalResponseNorm",
+    "RMSNorm",
+    "SyncBatchNorm",
+]
 
 
 class BatchNorm(_BatchNorm):
@@ -223,6 +232,31 @@ class RMSNorm(nn.RMSNorm):
     ) -> None:
         shape = num_channels if isinstance(num_channels, int) else list(num_channels)
         super().__init__(shape, eps, affine, device=device, dtype=dtype)
+
+
+class LocalResponseNorm(nn.LocalResponseNorm):
+    """Local response normalisation (Krizhevsky et al. 2012): y = x / (k + α/n · Σ x²)^β, Σ over n channels near by.
+
+    Args:
+        num_channels: C; any will do.
+        size: n. AlexNet has n = 5, k = 2, β = 0.75 and α = 1e-4 without division by n: here ``alpha=5e-4``.
+        alpha, beta, k: α, β and k, with torch's defaults.
+
+    Shape:
+        (N, C, *) with a spatial part, to the same.
+    """
+
+    def __init__(
+        self, num_channels: int, *, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
+    ) -> None:
+        super().__init__(size, alpha, beta, k)
+        self.num_channels = num_channels
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise, in float32 or more: squares of half precision overflow."""
+        _check_channels(self, input, self.num_channels, least=3)
+        wide = torch.promote_types(input.dtype, torch.float32)
+        return super().forward(input.to(wide)).to(input.dtype)
 
 
 class SyncBatchNorm(BatchNorm):

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from styleapp.norms.functional import EPS, normalize
 from styleapp.norms.moments import Moments, moments
 
-__all__ = ["OVER", "Norm", "Over", "per_channel", "pool_moments", "statistics"]
+__all__ = ["OVER", "Norm", "Over", "check_num_channels", "per_channel", "pool_moments", "statistics"]
 
-Over: TypeAlias = Literal["batch", "layer", "instance", "group"]
-OVER: tuple[Over, ...] = ("batch", "layer", "instance", "group")
+Over: TypeAlias = Literal["batch", "layer", "instance", "group", "position"]
+OVER: tuple[Over, ...] = ("batch", "layer", "instance", "group", "position")
 
 
 def statistics(x: Tensor, over: Over = "instance", num_groups: int | None = None) -> Moments:
@@ -26,7 +26,11 @@ def statistics(x: Tensor, over: Over = "instance", num_groups: int | None = None
     layer      C and positions     (N, 1, 1…)
     instance   positions           (N, C, 1…)
     group      C/G and positions   (N, C, 1…)
+    position   C                   (N, 1, *)
     ========== =================== ============
+
+    Those of each position are the structure of a picture (PONO, Li et al. 2019, arXiv 1907.04312), which its
+    moment shortcut hands on to a later layer: y · σ + μ.
 
     Args:
         x: (N, C, *).
@@ -43,6 +47,8 @@ def statistics(x: Tensor, over: Over = "instance", num_groups: int | None = None
         return moments(x, (1, *positions))
     if over == "instance":
         return moments(x, positions)
+    if over == "position":
+        return moments(x, (1,))
     if over != "group":
         raise ValueError(f"unknown statistics {over!r}; choices: {', '.join(OVER)}")
     channels = x.shape[1]
@@ -68,7 +74,8 @@ def pool_moments(m: Moments, over: Over = "instance", num_groups: int | None = N
         over, num_groups: as for :func:`statistics`. "layer" comes back as (N, C, 1…), all channels alike.
 
     Raises:
-        ValueError: for an unknown ``over``, or groups that do not divide the channels.
+        ValueError: for an unknown ``over``, for "position", of which those of instances know nothing, or groups that do
+            not divide the channels.
     """
     if over == "instance":
         return m
@@ -76,8 +83,10 @@ def pool_moments(m: Moments, over: Over = "instance", num_groups: int | None = N
         mean = m.mean.mean(0, keepdim=True)
         var = (m.var + (m.mean - mean).square()).mean(0, keepdim=True)
         return Moments(m.count * m.mean.shape[0], mean, var)
-    if over not in OVER:
-        raise ValueError(f"unknown statistics {over!r}; choices: {', '.join(OVER)}")
+    if over not in ("layer", "group"):
+        raise ValueError(
+            f"no statistics {over!r} follow from those of instances; choices: instance, batch, layer, group"
+        )
     channels = m.mean.shape[1]
     groups = 1 if over == "layer" else num_groups
     if not groups or channels % groups:
@@ -92,6 +101,14 @@ def pool_moments(m: Moments, over: Over = "instance", num_groups: int | None = N
 def per_channel(vector: Tensor, x: Tensor) -> Tensor:
     """(C,) or (N, C) in a shape that broadcasts against ``x``, (N, C, *)."""
     return vector.reshape(*(vector.shape if vector.dim() == 2 else (1, -1)), *[1] * (x.dim() - 2))
+
+
+def check_num_channels(module: nn.Module, x: Tensor) -> None:
+    """Raise ValueError unless ``x`` is (N, ``module.num_channels``, *) with a spatial part."""
+    if x.dim() < 3 or x.shape[1] != module.num_channels:
+        raise ValueError(
+            f"{type(module).__name__} takes (N, {module.num_channels}, *) with a spatial part, got {tuple(x.shape)}"
+        )
 
 
 class Norm(nn.Module):

@@ -1,4 +1,4 @@
-"""Which population batch norm's statistics stand for: running, frozen, precise, virtual, per domain.
+"""Which population batch norm's statistics stand for: running, frozen, precise, virtual, per domain, and whitened.
 
 Section numbers are those of "Rethinking 'Batch' in BatchNorm" (Wu and Johnson 2021, arXiv 2105.07576).
 """
@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from styleapp.norms.functional import EPS
+from styleapp.norms.functional import EPS, covariance, normalize, root
 from styleapp.norms.moments import Moments, merge, moments
 from styleapp.norms.named import BatchNorm
 from styleapp.norms.norm import per_channel
 
 __all__ = [
+    "BatchRenorm",
+    "DecorrelatedBatchNorm",
     "DomainBatchNorm",
     "FrozenBatchNorm",
     "GhostBatchNorm",
@@ -119,6 +121,175 @@ class GhostBatchNorm(BatchNorm):
             return super().forward(input)
         forward = super().forward
         return torch.cat([forward(part) for part in input.tensor_split(parts)])
+
+
+class BatchRenorm(BatchNorm):
+    """Batch renormalisation (Ioffe 2017, arXiv 1702.03275): training sees what evaluation will see.
+
+    y = γ · ((x - μ_B) / σ_B · r + d) + β with r = σ_B / σ clipped to [1 / r_max, r_max] and d = (μ_B - μ) / σ clipped
+    to [-d_max, d_max], both without gradient (algorithm 1); μ and σ are the running ones. Within these limits y is
+    that of evaluation, with gradients through the batch's moments as in batch norm; with ``r_max=1, d_max=0`` it is
+    batch norm. As in the paper the running average is that of the deviation, σ = sqrt(var + ε); ``running_var`` is its
+    square less ε, so that state dicts are those of batch norm.
+
+    Args:
+        num_channels: C.
+        r_max, d_max: attributes too, to be changed while a training runs: the paper starts with 1 and 0 and ends with 3
+            and 5.
+        momentum: weight of the new batch; 0.01 in the paper.
+        options: others of :class:`BatchNorm`.
+
+    Raises:
+        ValueError: for limits that are none.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        r_max: float = 3.0,
+        d_max: float = 5.0,
+        eps: float = EPS,
+        affine: bool = True,
+        momentum: float | None = 0.01,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        if r_max < 1 or d_max < 0:
+            raise ValueError(f"r_max must be at least 1 and d_max at least 0, got {r_max} and {d_max}")
+        super().__init__(num_channels, eps=eps, affine=affine, momentum=momentum, device=device, dtype=dtype)
+        self.r_max = r_max
+        self.d_max = d_max
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise."""
+        if not self.training:
+            return super().forward(input)
+        self._check_input_dim(input)
+        found = moments(input, (0, *range(2, input.dim())))
+        if found.count <= 1:
+            raise ValueError(f"expected more than 1 value per channel when training, got shape {tuple(input.shape)}")
+        with torch.no_grad():
+            mean = per_channel(self.running_mean, input).to(found.mean.dtype)
+            std = (per_channel(self.running_var, input).to(mean) + self.eps).sqrt()
+            new = found.std(self.eps)
+            r = (new / std).clamp(1 / self.r_max, self.r_max)
+            d = ((found.mean - mean) / std).clamp(-self.d_max, self.d_max)
+            self.num_batches_tracked.add_(1)
+            momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            self.running_mean.lerp_(found.mean.flatten().to(self.running_mean), momentum)
+            self.running_var.copy_(std.lerp(new, momentum).square().flatten() - self.eps)
+        gamma, beta = r, d
+        if self.weight is not None and self.bias is not None:
+            weight = per_channel(self.weight, input)
+            gamma, beta = weight * r, torch.addcmul(per_channel(self.bias, input), weight, d)
+        return normalize(input, found, gamma, beta, self.eps)
+
+
+class DecorrelatedBatchNorm(nn.Module):
+    """Batch norm that takes away the whole covariance: y = γ · Σ^-½ (x - μ) + β, within each group of channels.
+
+    Σ is the covariance of the batch plus ε I, its root the symmetric one (ZCA): exactly by its eigenvectors
+    (Huang et al. 2018, arXiv 1804.08450), whose gradient is undefined where eigenvalues are equal; or by T steps of
+    Newton's iteration on Σ / trace(Σ), which is faster and whitens the large directions first (IterNorm, Huang et al.
+    2019, arXiv 1904.03441). The running averages are those of the mean and of the whitening matrix. With groups of one
+    channel, exactly, it is batch norm.
+
+    Args:
+        num_channels: C.
+        num_groups: G, a divisor of C; the papers have groups of 16 to 64 channels.
+        iterations: T; None for eigenvectors.
+        eps: ε.
+        affine: learn γ and β.
+        momentum: weight of the new batch in the running averages (torch's convention); None for the plain mean.
+
+    Shape:
+        (N, C, *) to the same.
+
+    Raises:
+        ValueError: if G does not divide C, or one value per channel in training.
+    """
+
+    running_mean: Tensor
+    running_whitening: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        num_groups: int = 1,
+        iterations: int | None = 5,
+        eps: float = EPS,
+        affine: bool = True,
+        momentum: float | None = 0.1,
+    ) -> None:
+        super().__init__()
+        if num_groups < 1 or num_channels % num_groups:
+            raise ValueError(f"num_channels must be divisible by num_groups, got {num_channels} and {num_groups}")
+        self.num_channels = num_channels
+        self.num_groups = num_groups
+        self.iterations = iterations
+        self.eps = eps
+        self.momentum = momentum
+        self.weight = nn.Parameter(torch.ones(num_channels)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(num_channels)) if affine else None
+        size = num_channels // num_groups
+        self.register_buffer("running_mean", torch.zeros(num_channels))
+        self.register_buffer("running_whitening", torch.eye(size).repeat(num_groups, 1, 1))
+        self.register_buffer("num_batches_tracked", torch.tensor(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Whiten."""
+        if x.dim() < 2 or x.shape[1] != self.num_channels:
+            raise ValueError(f"DecorrelatedBatchNorm takes (N, {self.num_channels}, *), got {tuple(x.shape)}")
+        wide = torch.promote_types(x.dtype, torch.float32)
+        flat = x.to(wide).transpose(0, 1).reshape(self.num_groups, -1, x.numel() // self.num_channels)
+        if self.training:
+            mean, whitening = self._batch(flat)
+        else:
+            mean = self.running_mean.to(wide).view(self.num_groups, -1, 1)
+            whitening = self.running_whitening.to(wide)
+        y = (whitening @ (flat - mean)).view(x.transpose(0, 1).shape).transpose(0, 1)
+        if self.weight is not None and self.bias is not None:
+            y = torch.addcmul(per_channel(self.bias, x).to(wide), y, per_channel(self.weight, x).to(wide))
+        return y.to(x.dtype)
+
+    def _batch(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        if flat.shape[-1] <= 1:
+            raise ValueError(f"expected more than 1 value per channel when training, got {flat.shape[-1]}")
+        mean, found = covariance(flat)
+        found = found + self.eps * torch.eye(found.shape[-1], dtype=found.dtype, device=found.device)
+        whitening = root(found, -0.5, 0.0) if self.iterations is None else _newton(found, self.iterations)
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean.flatten().to(self.running_mean), momentum)
+            self.running_whitening.lerp_(whitening.to(self.running_whitening), momentum)
+        return mean, whitening
+
+    def extra_repr(self) -> str:
+        """What is shown by print(module)."""
+        return f"{self.num_channels}, num_groups={self.num_groups}, iterations={self.iterations}, eps={self.eps}"
+
+
+def _newton(matrix: Tensor, iterations: int) -> Tensor:
+    """M^-½ of symmetric positive matrices (…, C, C): P ← (3 P - P³ M / trace(M)) / 2 from I on, over sqrt(trace(M)).
+
+    By the coupled form, which has the same P and keeps P M beside it: rounding does not grow in it (Higham 2008, 6.3).
+    """
+    trace = matrix.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    product = matrix / trace
+    one = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    found = one.expand_as(matrix)
+    for _ in range(iterations):
+        step = 1.5 * one - 0.5 * (found @ product)
+        product, found = product @ step, step @ found
+    return found * trace.rsqrt()
 
 
 class DomainBatchNorm(nn.Module):

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from styleapp.norms import (
+    AdaLNZero,
     AdaptiveNorm,
     BatchNorm,
     ConditionalBatchNorm,
@@ -14,13 +15,18 @@ from styleapp.norms import (
     ConditionalLayerNorm,
     GroupNorm,
     InstanceNorm,
+    LayerNorm,
+    ModulatedNorm,
+    adaattn,
     adabn,
     adagn,
     adain,
     adaln,
     adaptive,
     efdm,
+    modulate_weight,
     moments,
+    statistics,
     wct,
 )
 
@@ -193,6 +199,98 @@ class TestWCT:
         assert wct(torch.ones(1, 4, 3, 3), torch.randn(1, 4, 3, 3)).isfinite().all()
 
 
+class TestAdaAttN:
+    def test_is_the_paper(self):
+        q, k = (0.3 * torch.randn(2, 4, *t.shape[2:], dtype=torch.float64) for t in (C, S))
+        attention = (q.flatten(2).mT @ k.flatten(2)).exp()
+        attention = attention / attention.sum(-1, keepdim=True)
+        v = S.flatten(2).mT
+        mean = attention @ v
+        std = (attention @ v.square() - mean.square()).sqrt()
+        hat = (C - C.mean((2, 3), True)) / (C.var((2, 3), correction=0, keepdim=True) + 1e-5).sqrt()
+        wanted = std.mT.view(C.shape) * hat + mean.mT.view(C.shape)
+        assert torch.allclose(adaattn(C, S, query=q, key=k), wanted, atol=1e-10)
+        assert torch.allclose(adaattn(C, S, 0.3, query=q, key=k), 0.7 * C + 0.3 * wanted, atol=1e-10)
+
+    def test_without_a_preference_it_is_adain(self):
+        nothing = torch.zeros(1, 2, 5, 7, dtype=torch.float64).expand(2, -1, -1, -1)
+        assert torch.allclose(
+            adaattn(C, S, query=nothing, key=torch.randn(2, 2, 4, 9, dtype=torch.float64)), adain(C, S), atol=1e-3
+        )
+
+    def test_where_one_place_is_meant_its_values_are_taken(self):
+        """Each position looks for the place of its own number."""
+        s = torch.randn(1, 6, 5, 7, dtype=torch.float64)
+        q = 50 * torch.eye(35, dtype=torch.float64).view(1, 35, 5, 7)
+        assert torch.allclose(adaattn(C[:1], s, query=q, key=q), s, atol=1e-9)
+
+    def test_by_default_features_are_compared(self):
+        y = adaattn(C, S[:1])
+        hat = (C - C.mean((2, 3), True)) / (C.var((2, 3), correction=0, keepdim=True) + 1e-5).sqrt()
+        key = (S - S.mean((2, 3), True)) / (S.var((2, 3), correction=0, keepdim=True) + 1e-5).sqrt()
+        assert torch.allclose(y, adaattn(C, S[:1], query=hat, key=key[:1]), atol=1e-10)
+        assert adaattn(C.bfloat16(), S.bfloat16()).dtype == torch.bfloat16
+
+
+class TestModulated:
+    BASES = (
+        InstanceNorm(6, affine=False),
+        GroupNorm(6, num_groups=3, affine=False),
+        BatchNorm(6, affine=False, track_running_stats=False),
+        nn.Identity(),
+    )
+    CONDITION = torch.randn(2, 4, dtype=torch.float64, generator=G)
+
+    @pytest.mark.parametrize("base", BASES, ids=lambda b: type(b).__name__)
+    def test_starts_as_the_base_and_follows_the_condition(self, base):
+        norm = ModulatedNorm(base, 6, 4).double()
+        assert torch.allclose(norm(C, self.CONDITION), base(C), atol=1e-12)
+        nn.init.normal_(norm.linear.weight), nn.init.normal_(norm.linear.bias)
+        out = self.CONDITION @ norm.linear.weight.T + norm.linear.bias
+        gamma, beta = (part[..., None, None] for part in (out[:, :6], out[:, 6:]))
+        assert torch.allclose(norm(C, self.CONDITION), base(C) * (1 + gamma) + beta, atol=1e-12)
+
+    def test_tokens(self):
+        x = torch.randn(2, 5, 6, dtype=torch.float64)
+        norm = ModulatedNorm(LayerNorm(6, affine=False), 6, 4, dim=-1).double()
+        nn.init.normal_(norm.linear.weight)
+        gamma, beta = (self.CONDITION @ norm.linear.weight.T)[:, None].chunk(2, -1)
+        hat = (x - x.mean(-1, True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+        assert torch.allclose(norm(x, self.CONDITION), hat * (1 + gamma) + beta, atol=1e-12)
+
+    def test_adaln_zero(self):
+        x = torch.randn(2, 5, 6, dtype=torch.float64)
+        norm, block = AdaLNZero(6, 4).double(), nn.Linear(6, 6).double()
+        assert torch.equal(norm(x, self.CONDITION, block), x)
+        nn.init.normal_(norm.linear.weight)
+        gamma, beta, gate = (self.CONDITION @ norm.linear.weight.T)[:, None].chunk(3, -1)
+        hat = (x - x.mean(-1, True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+        wanted = x + gate * block(hat * (1 + gamma) + beta)
+        assert torch.allclose(norm(x, self.CONDITION, block), wanted, atol=1e-12)
+
+
+def test_modulated_weights():
+    """Equations 1 and 3 of Karras et al. 2020; noise of variance s² comes out with variance 1."""
+    w, s = torch.randn(5, 6, 3, 3, dtype=torch.float64), torch.rand(2, 6, dtype=torch.float64) + 0.5
+    scaled = torch.einsum("oikl,ni->noikl", w, s)
+    assert torch.allclose(modulate_weight(w, s, demodulate=False), scaled)
+    found = modulate_weight(w, s)
+    wanted = scaled / (scaled.square().sum((2, 3, 4), keepdim=True) + 1e-8).sqrt()
+    assert torch.allclose(found, wanted)
+    y = nn.functional.conv2d(torch.randn(1, 12, 80, 80, dtype=torch.float64), found.flatten(0, 1), groups=2)
+    assert (y.var((0, 2, 3)) - 1).abs().max() < 0.1
+    assert modulate_weight(torch.randn(3, 4), torch.ones(2, 4)).shape == (2, 3, 4)
+
+
+def test_moments_of_each_position_and_their_shortcut():
+    """PONO: what each position loses, a later layer gets back."""
+    m = statistics(C, "position")
+    assert m.mean.shape == (2, 1, 5, 7) and m.count == 6
+    normalised = (C - C.mean(1, keepdim=True)) / (C.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+    assert torch.allclose(adaptive(C, C * 0 + S.mean(), over="position", eps=1e-5) - S.mean(), normalised * 1e-5**0.5)
+    assert torch.allclose(normalised * m.std(1e-5) + m.mean, C, atol=1e-12)
+
+
 def test_gradients_of_conditional_norms():
     module = table(ConditionalInstanceNorm, 2)
     x = torch.randn(2, 6, 2, 3, dtype=torch.float64, requires_grad=True)
@@ -201,3 +299,6 @@ def test_gradients_of_conditional_norms():
         lambda c, s: adaptive(c, s, over="group", num_groups=2), (x, x.detach().clone().requires_grad_())
     )
     assert isinstance(module.weight, nn.ParameterList)
+    assert torch.autograd.gradcheck(adaattn, (x, torch.randn(1, 6, 2, 2, dtype=torch.float64, requires_grad=True)))
+    weight, style = (torch.randn(3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(modulate_weight, (weight, style))

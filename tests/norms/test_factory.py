@@ -36,6 +36,9 @@ def test_arguments_callables_and_none():
     assert make_norm("ibn_a:0.25", 32).sizes == [8, 24]
     assert make_norm("cin:24", 8).num_styles == 24
     assert make_norm("ln", 32).num_groups == 1
+    assert make_norm("iternorm:4", 32).num_groups == make_norm("evonorm_s0:4", 32).num_groups == 4
+    assert make_norm("dbn", 32).iterations is None and make_norm("lrn:3", 32).size == 3
+    assert make_norm("pono", 4).over == "position"
     assert isinstance(make_norm(nn.BatchNorm2d, 4), nn.BatchNorm2d)
     assert isinstance(make_norm(None, 4), nn.Identity) and isinstance(make_norm("none", 4), nn.Identity)
 
@@ -109,6 +112,24 @@ def test_what_is_kept_and_what_is_lost():
     assert report.kept_affine == ["0"]
     assert model[0].eps == 1e-3 and model[0].weight.dtype == torch.float64 and not model[0].training
     assert convert_norms(model, "half-in").lost_affine == ["0", "1"]
+
+
+def test_tokens_to_dynamic_tanh_and_batch_norm_to_what_has_no_eps():
+    model = nn.TransformerEncoderLayer(
+        8, 2, 16, dropout=0.0, batch_first=True
+    )  # its short way in evaluation is layer norm
+    x = torch.randn(2, 5, 8)
+    report = convert_norms(model, "dyt", dim=-1)
+    assert set(report.converted) == {"norm1", "norm2"} == set(report.kept_affine)
+    assert model(x).shape == x.shape
+    convert_norms(model, report.original)
+    assert isinstance(model.norm1, nn.LayerNorm)
+    model = nn.Sequential(nn.BatchNorm2d(8))
+    for name in NORMS:
+        if name not in ("none", "cin", "layernorm", "rms"):
+            report = convert_norms(model, f"{name}:2" if name in ("gn", "evonorm-s0") else name)
+            assert model(torch.randn(2, 8, 4, 4)).isfinite().all()
+            convert_norms(model, report.original)
 
 
 def test_where_and_errors_that_change_nothing():

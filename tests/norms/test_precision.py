@@ -10,17 +10,27 @@ from styleapp.norms import (
     AdaptiveNorm,
     BatchInstanceNorm,
     BatchNorm,
+    BatchRenorm,
     ConditionalInstanceNorm,
+    DecorrelatedBatchNorm,
     DomainBatchNorm,
+    DynamicErf,
+    DynamicTanh,
+    EvoNormB0,
+    EvoNormS0,
     FilterResponseNorm,
     FrozenBatchNorm,
     GhostBatchNorm,
+    GlobalResponseNorm,
     GroupNorm,
     HalfInstanceNorm,
     IBNa,
+    InstanceLayerNorm,
     InstanceNorm,
     LayerNorm,
     LayerNorm2d,
+    LocalResponseNorm,
+    ModulatedNorm,
     Norm,
     RMSNorm,
     SwitchableNorm,
@@ -30,22 +40,33 @@ from styleapp.norms import (
 
 CHANNELS = 8
 MAP = torch.ones(2, 3, 8, 8)
+CONDITION = torch.randn(2, 4, generator=torch.Generator().manual_seed(1))
 CODES = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(0))
 NORMS = {
     "bn": BatchNorm(CHANNELS),
     "ghost": GhostBatchNorm(CHANNELS, virtual_batch_size=1),
     "frozen": FrozenBatchNorm(CHANNELS),
+    "renorm": BatchRenorm(CHANNELS),
+    "dbn": DecorrelatedBatchNorm(CHANNELS, num_groups=2, iterations=None),
+    "iternorm": DecorrelatedBatchNorm(CHANNELS, num_groups=2),
     "in": InstanceNorm(CHANNELS),
     "gn": GroupNorm(CHANNELS, num_groups=2),
     "ln": GroupNorm(CHANNELS, num_groups=1),
     "ln2d": LayerNorm2d(CHANNELS),
     "layernorm": LayerNorm((CHANNELS, 8, 8)),
     "rms": RMSNorm((CHANNELS, 8, 8)),
+    "lrn": LocalResponseNorm(CHANNELS),
     "switchable": SwitchableNorm(CHANNELS),
     "ibn-a": IBNa(CHANNELS),
     "half-in": HalfInstanceNorm(CHANNELS),
     "bin": BatchInstanceNorm(CHANNELS),
+    "iln": InstanceLayerNorm(CHANNELS, rho=0.5),
     "frn": FilterResponseNorm(CHANNELS),
+    "grn": GlobalResponseNorm(CHANNELS),
+    "evonorm-b0": EvoNormB0(CHANNELS),
+    "evonorm-s0": EvoNormS0(CHANNELS, num_groups=2),
+    "dyt": DynamicTanh(CHANNELS),
+    "derf": DynamicErf(CHANNELS),
     "cin": ConditionalInstanceNorm(CHANNELS),
     "domain": DomainBatchNorm(CHANNELS, 1),
     "spade": SPADE(CHANNELS, 3),
@@ -53,6 +74,8 @@ NORMS = {
     "adain": AdaptiveNorm(),
     "adagn": AdaptiveNorm("group", num_groups=2),
     "norm": Norm(CHANNELS, "layer"),
+    "position": Norm(CHANNELS, "position"),
+    "modulated": ModulatedNorm(InstanceNorm(CHANNELS, affine=False), CHANNELS, 4),
 }
 
 
@@ -62,6 +85,7 @@ def call(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
         DomainBatchNorm: (0,),
         SPADE: (MAP,),
         SEAN: (MAP, CODES.to(x.dtype)),
+        ModulatedNorm: (CONDITION.to(x.dtype),),
         AdaptiveNorm: (x.flip(0) * 0.5 + 1,),
     }.get(type(norm), ())
     return norm(x, *more)
@@ -104,7 +128,16 @@ def test_autocast(norm):
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_a_large_mean_loses_no_accuracy(norm, channels_last):
     """Mean 1e4, variance 1: E[x²] - E[x]² in float32 would leave nothing of the variance."""
-    if isinstance(norm, (FrozenBatchNorm, FilterResponseNorm, RMSNorm, AdaptiveNorm)):
+    no_mean = (
+        FrozenBatchNorm,
+        FilterResponseNorm,
+        RMSNorm,
+        GlobalResponseNorm,
+        EvoNormB0,
+        EvoNormS0,
+        LocalResponseNorm,
+    )
+    if isinstance(norm, (*no_mean, DynamicTanh, AdaptiveNorm)):
         pytest.skip("subtracts no mean of the input, or adds a style's of the same size")
     x = (torch.randn(2, CHANNELS, 8, 8, dtype=torch.float64) + 1e4).float()
     wanted = call(norm.double(), x.double())

@@ -244,7 +244,7 @@ def _text_tile(draw: ImageDraw.ImageDraw, at: tuple[int, int], side: int, text: 
 def _page(c: Comparison) -> str:
     pictures: list[dict[str, str]] = []
 
-    def add(picture: Image.Image, name: str, note: str) -> str:
+    def add(picture: Image.Image, name: str, note: str, shown: str) -> str:
         data = io.BytesIO()
         picture.convert("RGB").save(data, "JPEG", quality=90)
         source = "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
@@ -254,15 +254,15 @@ def _page(c: Comparison) -> str:
         return (
             f'<button class="tile" data-i="{number}" aria-label="{label}">'
             f'<span class="view"><img src="{source}" alt="{label}"></span>'
-            f"<b>{html.escape(name)}</b><small>{html.escape(note)}</small></button>"
+            f"<b>{html.escape(name)}</b><small>{html.escape(shown)}</small></button>"
         )
 
-    photo = add(c.photo, "photo", "")
+    photo = add(c.photo, "photo", "", "")
     rows: list[str] = []
     for row, painting, title in zip(c.cells, c.paintings, c.titles, strict=True):
         tiles = [photo if not rows else ""]
         if painting is not None:
-            tiles.append(add(painting, "style", title))
+            tiles.append(add(painting, "style", title, ""))
         for cell in row:
             if cell.picture is None:
                 tiles.append(
@@ -270,7 +270,8 @@ def _page(c: Comparison) -> str:
                     f"<small>{html.escape(cell.reason)}</small></div>"
                 )
             else:
-                tiles.append(add(cell.picture, cell.method, f"{title}: {cell.caption}"))
+                numbers = cell.caption.replace("  ", " · ")
+                tiles.append(add(cell.picture, cell.method, f"{title.partition(':')[0]} · {numbers}", numbers))
         rows.append(f'<h2>{html.escape(title)}</h2><div class="row">{"".join(tiles)}</div>')
     template = resources.files("styleapp").joinpath("pages/compare.html").read_text(encoding="utf-8")
     data = json.dumps(pictures).replace("</", "<\\/")

@@ -68,13 +68,17 @@ def compare_tab(service: Service) -> None:
         with gr.Column(scale=1, min_width=280):
             photo = photo_field(height=220)
             style = style_field(service)
-            with gr.Accordion("Or your own painting (WCT and EFDM need one)", open=False):
+            with gr.Accordion("Or your own painting", open=False):
                 painting = upload("Painting", 180)
             methods = gr.CheckboxGroup(
                 [(v, k) for k, v in METHODS.items()], value=["adain", "cin", "in", "adaln", "adagn"], label="Methods"
             )
-            groups = gr.Slider(0, 9, 5, step=1, label="Groups of AdaGN, as a power of two: 0 is layer norm, 9 instance")
+            groups = gr.Slider(0, 9, 5, step=1, label="AdaGN groups, log₂")
             size = gr.Slider(128, 512, 256, step=32, label="Size of the pictures")
+            gr.Markdown(
+                "EFDM and WCT need a painting of your own. AdaGN of 2⁰ groups is layer norm, of 2⁹ instance norm.",
+                elem_classes="hint",
+            )
             with gr.Row():
                 button = gr.Button("Compare", variant="primary", size="lg", scale=3)
                 cancel = gr.Button("Cancel", size="lg", scale=1, min_width=80)

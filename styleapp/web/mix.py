@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
@@ -12,7 +13,7 @@ from styleapp.options import Options
 from styleapp.web.fields import cancels, photo_field, previews, style_field
 from styleapp.web.service import Service
 
-__all__ = ["corner_weights", "mix_tab"]
+__all__ = ["corner_weights", "mix_tab", "mixed"]
 
 STEPS, CELL = 5, 112
 CORNERS = ("Top left", "Top right", "Bottom left", "Bottom right")
@@ -21,6 +22,16 @@ CORNERS = ("Top left", "Top right", "Bottom left", "Bottom right")
 def corner_weights(x: float, y: float) -> list[float]:
     """Bilinear: of the corners top left, top right, bottom left, bottom right, for x and y from 0 to 1."""
     return [(1 - x) * (1 - y), x * (1 - y), (1 - x) * y, x * y]
+
+
+def mixed(styles: Sequence[str | None], x: float, y: float) -> list[tuple[str, float]]:
+    """The styles that are in the corners, with weights; where none but empty ones are near, those of just beside."""
+    beside = (min(max(t, 1e-3), 1 - 1e-3) for t in (x, y))
+    for weights in (corner_weights(x, y), corner_weights(*beside)):
+        found = [(style, w) for style, w in zip(styles, weights, strict=True) if style and w > 0]
+        if found:
+            return found
+    return []
 
 
 def mix_tab(service: Service) -> None:
@@ -56,9 +67,7 @@ def mix_tab(service: Service) -> None:
             )
 
     def mixture(styles: tuple[str | None, ...], x: float, y: float) -> list[tuple[str, float]]:
-        found = [(s, w) for s, w in zip(styles, corner_weights(x, y), strict=True) if s and w > 0]
-        if not found:  # all that is near is an empty corner
-            found = [(s, 1.0) for s in styles if s]
+        found = mixed(styles, x, y)
         if not found:
             raise gr.Error("Choose at least one style.", print_exception=False)
         return found
@@ -100,10 +109,9 @@ def mix_tab(service: Service) -> None:
         sheet = Image.new("RGB", (STEPS * CELL, STEPS * CELL))
         for row in range(STEPS):
             for column in range(STEPS):
-                mixed = mixture(styles, column / (STEPS - 1), row / (STEPS - 1))
                 _, after, _ = service.stylize(
                     photo,
-                    mixed,
+                    mixture(styles, column / (STEPS - 1), row / (STEPS - 1)),
                     options_of(styles, CELL),
                     kind="mix",
                     session=request.session_hash,

@@ -316,6 +316,31 @@ def test_every_tab_fits_a_phone(visit, photo, tab):
     visitor.shot(f"phone-{tab.lower().replace(' ', '-')}")
 
 
+@pytest.mark.parametrize("width", [390, 800, 1280])
+def test_no_picture_of_a_gallery_is_cut_off(visit, photo, width):
+    """And the names of the styles can be read as a whole."""
+    cut = """id => { const box = document.querySelector(id).getBoundingClientRect()
+        return [...document.querySelectorAll(id + ' .thumbnail-item')].filter(e =>
+            (r => r.right > box.right || r.left < box.left)(e.getBoundingClientRect()) ||
+            [...e.querySelectorAll('.caption-label')].some(c => c.scrollWidth > c.clientWidth)
+        ).map(e => e.innerText) }"""
+    visitor = visit(width=width)
+    page = visitor.page
+    assert page.locator("#styles .thumbnail-item").count() > 1
+    assert page.evaluate(cut, "#styles") == []
+    visitor.upload(photo)
+    for strength in ("1", "0.7", "0.5", "0.2"):
+        field = page.get_by_role("spinbutton", name="number input for Strength").first
+        field.fill(strength)
+        field.press("Enter")
+        page.wait_for_timeout(300)
+        visitor.button("Stylize")
+        page.get_by_text("56 × 40 px in").wait_for(timeout=20_000)
+        page.wait_for_timeout(700)
+    assert page.locator("#earlier .thumbnail-item").count() == 4
+    assert page.evaluate(cut, "#earlier") == []
+
+
 def test_two_visitors_keep_their_pictures_apart(visit, tmp_path):
     noise(40, 56, seed=1).save(tmp_path / "a.png")
     noise(48, 32, seed=2).save(tmp_path / "b.png")

@@ -15,6 +15,7 @@ from styleapp.errors import OptionError
 from styleapp.images import from_pil, to_pil
 from styleapp.options import Options
 from styleapp.web import Service
+from styleapp.web.mix import mixed
 from styleapp.web.service import BUSY
 
 OPTIONS = Options(style_size=64, tile="off")
@@ -152,3 +153,15 @@ def test_a_preview_does_not_wait_for_a_code_to_be_refined(foreseeing, photos, mo
     assert service.preview(photos[0], photos[1], replace(OPTIONS, refine=2)) is not None
     service.stylize(photos[0], photos[1], replace(OPTIONS, refine=2))
     assert asked == [0, 2]
+
+
+def test_a_mix_does_not_jump_where_a_corner_is_empty():
+    """At the edge between empty corners it is what it is just beside."""
+    above = ["a", "b", None, None]
+    for y in (0, 0.5, 1):
+        weights = dict(mixed(above, 0.25, y))
+        assert weights["b"] / sum(weights.values()) == pytest.approx(0.25)
+    corner = dict(mixed(above, 1, 1))
+    assert corner["b"] / sum(corner.values()) == pytest.approx(0.999)
+    assert dict(mixed(["a", None, None, "d"], 1, 0)) == pytest.approx({"a": 1e-3 * 0.999, "d": 1e-3 * 0.999})
+    assert mixed(["a", "b", "c", "d"], 0, 0) == [("a", 1)] and mixed([None] * 4, 0.5, 0.5) == []

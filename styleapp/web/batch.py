@@ -81,7 +81,9 @@ def batch_tab(service: Service) -> None:
                 cancel = gr.Button("Cancel", size="lg", scale=1)
         with gr.Column(scale=3, min_width=320):
             status = gr.Markdown("Results appear here one by one; Cancel keeps what is done.")
-            results = gr.Gallery([], label="Results", columns=4, height=520, format="png", object_fit="contain")
+            results = gr.Gallery(
+                [], label="Results", columns=4, height=520, format="png", object_fit="contain", elem_id="results"
+            )
             download = gr.DownloadButton("Download all (zip)", interactive=False)
 
     def run(

@@ -173,7 +173,7 @@ def _scatter(points: list[tuple[NDArray[Any], NDArray[Any]]]) -> Image.Image:
     most = _limits(points)
     draw.line((pad, 10, pad, height - pad, width - 10, height - pad), fill="#999")
     draw.text((width - 10, height - pad + 6), "mean", fill="#333", font=font, anchor="ra")
-    draw.text((6, 10), "dev.", fill="#333", font=font)
+    draw.text((6, height // 2), "dev.", fill="#333", font=font)  # the label of the field lies at the top
     for i, ((mean, deviation), (name, colour)) in enumerate(zip(points, SERIES.items(), strict=True)):
         r = WIDTHS[i]
         for x, y in zip(mean, deviation, strict=True):

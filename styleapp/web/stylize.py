@@ -81,7 +81,7 @@ def stylize_tab(service: Service, page: gr.Blocks) -> None:
                 label="Earlier results",
                 format="png",
                 columns=EARLIER // 2,
-                height=120,
+                height=150,
                 object_fit="cover",
                 allow_preview=False,
                 interactive=False,

@@ -58,6 +58,9 @@ class Options:
         alpha: strength of the style, 0 (the photo) to 1.
         size: short side of the result in pixels, 0 for that of the photo.
         style_size: short side at which the painting is measured: larger means broader strokes.
+        work_size: short side that the network sees at most: larger photos are reduced for it, and the result is
+            enlarged again along the photo's edges. So strokes are as broad on a large photo as on a small one. Smaller
+            means broader; 0 is the photo's own size, with fine strokes.
         norm: auto (cin for paintings, and for the styles that its network has learned at this stroke size; else adain),
             or which statistics of the photo become those of the painting: adain (each channel's), adaln (all
             channels'), adagn:G (those of G groups), adabn (each channel's over a batch, which for one photo is adain),
@@ -81,6 +84,7 @@ class Options:
     alpha: float = 1.0
     size: int = 0
     style_size: int = 512
+    work_size: int = 1080
     norm: str = "auto"
     detail: float = 1.0
     color: str = "none"
@@ -108,6 +112,8 @@ class Options:
             raise OptionError(f"size must be 0 (the photo's own) or more, got {self.size}")
         if self.style_size < 1:
             raise OptionError(f"style_size must be at least 1, got {self.style_size}")
+        if self.work_size and self.work_size < 16:
+            raise OptionError(f"work_size must be 0 (the photo's own) or at least 16 pixels, got {self.work_size}")
         if not 0 <= self.refine <= 1000:
             raise OptionError(f"refine must be from 0 to 1000 steps, got {self.refine}")
 

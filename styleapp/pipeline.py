@@ -25,9 +25,11 @@ from styleapp.controls import (
     match_colours,
     match_histograms,
     parse_norm,
+    weights_of,
 )
 from styleapp.devices import find_device, find_precision
 from styleapp.engine import Content, brightness, measure_content, render
+from styleapp.enlarge import enlarged, reduced
 from styleapp.errors import ImageError, OptionError, unknown_name
 from styleapp.files import Animation
 from styleapp.images import MAX_PIXELS, Picture, filled, quantized, resized, scaled, to_pil, unit
@@ -225,7 +227,7 @@ class StyleTransfer:
         plain = options.norm in ("adain", "cin") and options.color == "none" and options.alpha > 0
         alike = all(p.pixels.shape == first.pixels.shape and p.weight is None for p in photos)
         enough = count > 1 or (self.device.type == "cuda" and not isinstance(first, LargePicture))
-        if not enough or not plain or not alike or options.tile not in ("auto", "off"):
+        if not enough or not plain or not alike or options.tile not in ("auto", "off") or _is_reduced(first, options):
             return False
         plan = self._plan(self.networks.of(options.norm), first, options, keep=True, count=count, whole=True)
         return plan.covers((first.size[0] * count, first.size[1]))
@@ -263,6 +265,11 @@ class StyleTransfer:
         if options.color not in ("none", "luma") or options.detail != 1:
             raise OptionError("an imported network takes the colors none and luma, and a detail of 1")
         check_side(photo, 16, "photo")
+        if _is_reduced(photo, options):
+            small = reduced(filled(photo), options.work_size)
+            low = self._transformed(small, style, replace(options, work_size=0), alpha_map, note)
+            share = 1.0 if alpha_map is None else unit(self._mask(alpha_map, small, "strength map", lambda text: None))
+            return enlarged(photo, small, low, 1 - options.alpha * share, self.device)
         needed = photo.size[0] * photo.size[1] * TRANSFORMER_BYTES
         if needed > available(self.device):
             raise OptionError(
@@ -327,11 +334,12 @@ class StyleTransfer:
         Where not even one does, each frame has its own.
         """
         network = self.networks.of(options.norm, detail=options.detail)
-        height, width = frames[0].size
+        height, width = _worked(frames[0], options).size
         for count in range(min(16, len(frames)), 0, -1):
-            plan = self._plan(network, frames[0], replace(options, tile="auto"), keep=True, count=count, whole=True)
+            seen = _worked(frames[0], options)
+            plan = self._plan(network, seen, replace(options, tile="auto"), keep=True, count=count, whole=True)
             if plan.covers((count * height, width)):
-                chosen = [filled(frames[i * len(frames) // count]) for i in range(count)]
+                chosen = [_worked(filled(frames[i * len(frames) // count]), options) for i in range(count)]
                 found = shared_moments(network, chosen, code.to(self.device), first)
                 return lambda name, own: found[name]
         return lambda name, own: own
@@ -343,7 +351,7 @@ class StyleTransfer:
             keep: its features too, where they fit into memory.
         """
         matching = parse_norm(options.norm, self.networks.adain.encoder.num_channels)
-        photo, network = filled(photo), self.networks.of(options.norm)
+        photo, network = _worked(filled(photo), options), self.networks.of(options.norm)
         return measure_content(network, photo, self._plan(network, photo, options, keep=keep), matching)
 
     def prepare(self, style: Style, options: Options) -> Style:
@@ -390,6 +398,16 @@ class StyleTransfer:
         if all(layer.alpha == 0 for layer in layers):
             return picture
         picture = filled(picture)
+        if _is_reduced(picture, options):
+            small = reduced(picture, options.work_size)
+            layers = [replace(layer, mask=_at_size(layer.mask, picture, small)) for layer in layers]
+            strength = _at_size(strength, picture, small)
+            options = replace(options, work_size=0)
+            more = (options, matching, strength, note, content, steady, progress)
+            result = self._rendered(stylizer, small, layers, *more)
+            whole = Window(0, 0, *small.size)
+            kept = 1 - sum(weights_of(layers, strength, whole))
+            return enlarged(picture, small, result, kept, self.device)
         plan = self._plan(stylizer, picture, options, keep=content is None, whole=not stylizer.decoder.is_local)
         if not plan.covers(picture.size):
             self.recordings.clear()  # the plan counts on their memory
@@ -494,6 +512,23 @@ class StyleTransfer:
             picture = scaled(picture, options.size, "photo", self.networks.adain.min_size, self.max_pixels)
         check_side(picture, self.networks.adain.min_size, "photo")
         return picture
+
+
+def _is_reduced(photo: Picture, options: Options) -> bool:
+    """Whether the network sees a smaller photo than this."""
+    return 0 < options.work_size < min(photo.size)
+
+
+def _worked(photo: Picture, options: Options) -> Picture:
+    """What the network sees."""
+    return reduced(photo, options.work_size) if _is_reduced(photo, options) else photo
+
+
+def _at_size(mask: Mask | None, photo: Picture, small: Picture) -> Mask | None:
+    """A mask of a photo for the photo as it is reduced."""
+    if mask is None:
+        return None
+    return Mask(resized(mask.values, list(small.size)), mask.feather * small.size[0] / photo.size[0])
 
 
 def make_options(given: Mapping[str, Any]) -> Options:

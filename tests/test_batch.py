@@ -14,7 +14,8 @@ import pytest
 from conftest import noise
 from PIL import Image
 
-from styleapp.batch import JOURNAL, Journal, Photo, find_photos, make_jobs
+from styleapp.batch import JOURNAL, Job, Journal, Photo, estimate, find_photos, make_jobs
+from styleapp.batch.plan import ENLARGING
 from styleapp.errors import ImageError, OptionError
 
 SIZE = ("--style-size", 64)
@@ -160,6 +161,14 @@ class TestRun:
         assert not (tmp_path / "out").exists()
         assert run(*args)[0] == 0
         assert len(outputs(tmp_path / "out")) == 8
+
+    def test_the_time_of_large_photos_is_that_of_what_the_network_sees(self, tmp_path):
+        noise(200, 300).save(tmp_path / "a.png")
+        jobs = [Job(tmp_path / "a.png", "great-wave", tmp_path / "b.png")]
+        own, reduced = (estimate(jobs, 0, 1.0, work_size=size) for size in (0, 100))
+        assert own.megapixels == reduced.megapixels == 0.06 and own.seconds == pytest.approx(0.06)
+        assert reduced.seconds == pytest.approx(0.06 * (1 / 4 + ENLARGING))
+        assert estimate(jobs, 50, 1.0, work_size=100) == estimate(jobs, 50, 1.0)
 
     def test_a_folder_of_paintings(self, run, tree, tmp_path):
         (tmp_path / "paintings").mkdir()

@@ -100,7 +100,8 @@ def tell_plan(wanted: Wanted, settings: Settings, jobs: Sequence[Job]) -> None:
             typer.echo(json.dumps(record))
         else:
             typer.echo(f"{job.photo}  {job.style}  {job.target}")
-    found = estimate(jobs, settings.options.size, speed_of(settings))
+    asked = settings.options
+    found = estimate(jobs, asked.size, speed_of(settings), work_size=asked.work_size)
     at = Path(wanted.folder).absolute()
     while not at.exists():
         at = at.parent

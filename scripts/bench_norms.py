@@ -121,7 +121,7 @@ def compare(ours: Any, theirs: Any, x: Tensor, backward: bool, turns: int) -> di
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--turns", type=int, default=101)
+    parser.add_argument("--turns", type=int, default=201)
     args = parser.parse_args()
     device = find_device(args.device)
     keep_freed_memory()

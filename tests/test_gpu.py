@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 from styleapp import kernels
 from styleapp.batch import Settings, Task, Worker, find_photos, make_jobs
-from styleapp.images import Picture, to_pil
+from styleapp.enlarge import enlarged, reduced
+from styleapp.images import Picture, from_pil, to_pil
 from styleapp.models import Decoder, Encoder, StyleCode, Stylizer
 from styleapp.models.layers import (
     UPSAMPLINGS,
@@ -169,6 +170,15 @@ def test_a_budget_is_kept():
     torch.cuda.reset_peak_memory_stats()
     render(transfer, image, Options(max_memory="1GB"))
     assert torch.cuda.max_memory_allocated() < 1e9
+
+
+def test_large_photos_are_reduced_and_enlarged_as_on_the_cpu():
+    picture, cpu = from_pil(noise(300, 200)), torch.device("cpu")
+    small, wanted = reduced(picture, 64, torch.device(DEVICE)), reduced(picture, 64)
+    assert (small.pixels.int() - wanted.pixels.int()).abs().max() <= 1
+    result, kept = from_pil(noise(*small.size, seed=1)), torch.rand(1, 1, *small.size)
+    found = enlarged(picture, wanted, result, kept, torch.device(DEVICE)).pixels.int()
+    assert (found - enlarged(picture, wanted, result, kept, cpu).pixels.int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -28,7 +28,6 @@ RADIUS = 2
 EPS = 1e-3
 """Variance of a photo below which it says nothing of the result: 0.03 in [0,1] is its noise."""
 
-
 STRIP = 2**19
 """Pixels that are enlarged at once: 100 MB at most."""
 

@@ -334,9 +334,9 @@ class StyleTransfer:
         Where not even one does, each frame has its own.
         """
         network = self.networks.of(options.norm, detail=options.detail)
-        height, width = _worked(frames[0], options, self.device).size
+        seen = _worked(frames[0], options, self.device)
+        height, width = seen.size
         for count in range(min(16, len(frames)), 0, -1):
-            seen = _worked(frames[0], options, self.device)
             plan = self._plan(network, seen, replace(options, tile="auto"), keep=True, count=count, whole=True)
             if plan.covers((count * height, width)):
                 chosen = [_worked(filled(frames[i * len(frames) // count]), options, self.device) for i in range(count)]

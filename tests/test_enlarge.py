@@ -16,6 +16,7 @@ from styleapp.files import Animation, read_image
 from styleapp.images import Picture, from_pil, to_pil
 from styleapp.large import read_large
 from styleapp.options import Options
+from styleapp.video import Smoother, stylize_frames
 
 CPU = torch.device("cpu")
 LARGE = {"style_size": 64, "work_size": 40, "norm": "adain"}
@@ -138,6 +139,13 @@ def test_frames_of_a_film(transfer, norm):
     assert torch.equal(one.pixels, other.pixels) and one.size == (100, 140)
     alone = transfer.picture(frame, "great-wave", options).pixels
     assert (one.pixels.int() - alone.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("norm", ["adain", "cin"])
+def test_a_film_that_stands_still_stands_still(transfer, norm):
+    frame, options = from_pil(noise(100, 140)), Options(**{**LARGE, "norm": norm})
+    found = list(stylize_frames(transfer, [(t / 25, frame) for t in range(3)], "great-wave", options, Smoother(0.5)))
+    assert all(torch.equal(picture.pixels, found[0].pixels) for picture in found) and found[0].size == (100, 140)
 
 
 def test_several_at_once(transfer):

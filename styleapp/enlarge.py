@@ -41,12 +41,12 @@ def reduced(picture: Picture, short_side: int, device: torch.device = CPU) -> Pi
     height, width = picture.size
     ratio = short_side / min(height, width)
     size = [max(short_side, round(height * ratio)), max(short_side, round(width * ratio))]
-    narrow = []
+    narrow = torch.empty(1, 3, height, size[1], device=device)  # in one piece: parts between the strips leave holes
     for rows in strips(picture):
         strip = unit(picture.pixels[:, :, rows].to(device))
-        narrow.append(F.interpolate(strip, [strip.shape[2], size[1]], mode="bicubic", antialias=True))
+        narrow[:, :, rows] = F.interpolate(strip, [strip.shape[2], size[1]], mode="bicubic", antialias=True)
         picture.forget()
-    pixels = F.interpolate(torch.cat(narrow, 2), size, mode="bicubic", antialias=True).cpu()
+    pixels = F.interpolate(narrow, size, mode="bicubic", antialias=True).cpu()
     alpha = None if picture.alpha is None else resized(picture.alpha, size)
     picture.forget()
     small = quantized(pixels, picture.pixels.dtype).contiguous(memory_format=torch.channels_last)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from styleapp.norms.functional import EPS
 from styleapp.norms.moments import Moments
-from styleapp.norms.norm import check_num_channels, per_channel, pool_moments, statistics
+from styleapp.norms.norm import check_groups, check_num_channels, next_momentum, per_channel, pool_moments, statistics
 
 __all__ = [
     "TLU",
@@ -148,8 +148,7 @@ class EvoNormB0(nn.Module):
         if found.count <= 1:
             raise ValueError(f"expected more than 1 value per channel when training, got shape {tuple(x.shape)}")
         with torch.no_grad():
-            self.num_batches_tracked += 1
-            momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            momentum = next_momentum(self.num_batches_tracked, self.momentum)
             unbiased = found.var.flatten() * (found.count / (found.count - 1))
             self.running_var.lerp_(unbiased.to(self.running_var), momentum)
         return found.var
@@ -174,8 +173,7 @@ class EvoNormS0(nn.Module):
 
     def __init__(self, num_channels: int, *, num_groups: int = 32, eps: float = EPS) -> None:
         super().__init__()
-        if num_groups < 1 or num_channels % num_groups:
-            raise ValueError(f"num_channels must be divisible by num_groups, got {num_channels} and {num_groups}")
+        check_groups(num_channels, num_groups)
         self.num_channels = num_channels
         self.num_groups = num_groups
         self.eps = eps

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from styleapp.norms.functional import EPS, normalize
 from styleapp.norms.moments import Moments, moments
 from styleapp.norms.named import BatchNorm, InstanceNorm
-from styleapp.norms.norm import check_num_channels, per_channel, statistics
+from styleapp.norms.norm import check_num_channels, next_momentum, per_channel, statistics
 
 __all__ = ["BatchInstanceNorm", "HalfInstanceNorm", "IBNa", "IBNb", "InstanceLayerNorm", "MixStyle", "SwitchableNorm"]
 
@@ -89,8 +89,7 @@ class SwitchableNorm(nn.Module):
             return Moments(0, per_channel(self.running_mean, x), per_channel(self.running_var, x))
         m = _over(instance, 0)
         with torch.no_grad():
-            self.num_batches_tracked += 1
-            momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            momentum = next_momentum(self.num_batches_tracked, self.momentum)
             self.running_mean.lerp_(m.mean.flatten().to(self.running_mean), momentum)
             self.running_var.lerp_(m.var.flatten().to(self.running_var), momentum)
         return m

@@ -18,7 +18,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from styleapp.norms.functional import EPS, normalize
 from styleapp.norms.moments import Moments, moments
-from styleapp.norms.norm import per_channel
+from styleapp.norms.norm import next_momentum, per_channel
 
 __all__ = [
     "BatchNorm",
@@ -285,8 +285,7 @@ class SyncBatchNorm(BatchNorm):
             raise ValueError(f"expected more than 1 value per channel when training, got {m.count} in all processes")
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
-                self.num_batches_tracked.add_(1)  # type: ignore[union-attr,operator]
-                momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum  # type: ignore[arg-type]
+                momentum = next_momentum(self.num_batches_tracked, self.momentum)  # type: ignore[arg-type]
                 self.running_mean.lerp_(m.mean.flatten().to(self.running_mean), momentum)
                 unbiased = m.var.flatten() * (m.count / (m.count - 1))
                 self.running_var.lerp_(unbiased.to(self.running_var), momentum)

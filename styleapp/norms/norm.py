@@ -10,7 +10,17 @@ from torch import Tensor, nn
 from styleapp.norms.functional import EPS, normalize
 from styleapp.norms.moments import Moments, moments
 
-__all__ = ["OVER", "Norm", "Over", "check_num_channels", "per_channel", "pool_moments", "statistics"]
+__all__ = [
+    "OVER",
+    "Norm",
+    "Over",
+    "check_groups",
+    "check_num_channels",
+    "next_momentum",
+    "per_channel",
+    "pool_moments",
+    "statistics",
+]
 
 Over: TypeAlias = Literal["batch", "layer", "instance", "group", "position"]
 OVER: tuple[Over, ...] = ("batch", "layer", "instance", "group", "position")
@@ -109,6 +119,18 @@ def check_num_channels(module: nn.Module, x: Tensor) -> None:
         raise ValueError(
             f"{type(module).__name__} takes (N, {module.num_channels}, *) with a spatial part, got {tuple(x.shape)}"
         )
+
+
+def check_groups(num_channels: int, num_groups: int) -> None:
+    """Raise ValueError unless the groups divide the channels."""
+    if num_groups < 1 or num_channels % num_groups:
+        raise ValueError(f"num_channels must be divisible by num_groups, got {num_channels} and {num_groups}")
+
+
+def next_momentum(num_batches_tracked: Tensor, momentum: float | None) -> float:
+    """Count one batch more; its weight in running statistics: ``momentum``, or for None that of a plain mean."""
+    num_batches_tracked.add_(1)
+    return 1 / float(num_batches_tracked) if momentum is None else momentum
 
 
 class Norm(nn.Module):

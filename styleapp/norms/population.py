@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from styleapp.norms.functional import EPS, covariance, normalize, root
 from styleapp.norms.moments import Moments, merge, moments
 from styleapp.norms.named import BatchNorm
-from styleapp.norms.norm import per_channel
+from styleapp.norms.norm import check_groups, next_momentum, per_channel
 
 __all__ = [
     "BatchRenorm",
@@ -179,8 +179,7 @@ class BatchRenorm(BatchNorm):
             new = found.std(self.eps)
             r = (new / std).clamp(1 / self.r_max, self.r_max)
             d = ((found.mean - mean) / std).clamp(-self.d_max, self.d_max)
-            self.num_batches_tracked.add_(1)
-            momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            momentum = next_momentum(self.num_batches_tracked, self.momentum)
             self.running_mean.lerp_(found.mean.flatten().to(self.running_mean), momentum)
             self.running_var.copy_(std.lerp(new, momentum).square().flatten() - self.eps)
         gamma, beta = r, d
@@ -229,8 +228,7 @@ class DecorrelatedBatchNorm(nn.Module):
         momentum: float | None = 0.1,
     ) -> None:
         super().__init__()
-        if num_groups < 1 or num_channels % num_groups:
-            raise ValueError(f"num_channels must be divisible by num_groups, got {num_channels} and {num_groups}")
+        check_groups(num_channels, num_groups)
         self.num_channels = num_channels
         self.num_groups = num_groups
         self.iterations = iterations
@@ -266,8 +264,7 @@ class DecorrelatedBatchNorm(nn.Module):
         found = found + self.eps * torch.eye(found.shape[-1], dtype=found.dtype, device=found.device)
         whitening = root(found, -0.5, 0.0) if self.iterations is None else _newton(found, self.iterations)
         with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            momentum = next_momentum(self.num_batches_tracked, self.momentum)
             self.running_mean.lerp_(mean.flatten().to(self.running_mean), momentum)
             self.running_whitening.lerp_(whitening.to(self.running_whitening), momentum)
         return mean, whitening

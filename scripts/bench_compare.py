@@ -35,7 +35,8 @@ def parameters(transfer: StyleTransfer, method: str) -> dict[str, int]:
     if name is not None and not transfer.networks.has(name):
         return {}
     network = transfer.networks.adain if name is None else transfer.networks.conditional(name).stylizer
-    decoder = sum(p.numel() for p in network.decoder.parameters())
+    parts = [network.decoder] if network.shifts is None else [network.decoder, network.shifts]
+    decoder = sum(p.numel() for part in parts for p in part.parameters())
     return {"decoder": decoder, "style": 2 * network.code_channels, "bytes_per_pixel": bytes_per_pixel(network)}
 
 

@@ -145,12 +145,13 @@ def flops(stylizer: Stylizer, height: int, width: int) -> float:
     return total
 
 
-def plain_network(stylizer: Stylizer) -> Callable[[Tensor, Tensor], Tensor]:
+def plain_network(stylizer: Stylizer, code: StyleCode) -> Callable[[Tensor, Tensor], Tensor]:
     """The same network the way it is mostly published: (photo, painting's features) to a picture, in float32.
 
     One ``nn.Sequential`` of reflection pads, convolutions, ReLUs and poolings, contiguous tensors, autograd's
-    defaults but for no_grad.
+    defaults but for no_grad. What ``code`` tells the decoder lies in its biases.
     """
+    shifts = stylizer.told(code.split(stylizer.parts))
 
     def layers(network: Encoder | Decoder) -> nn.Sequential:
         parts: list[nn.Module] = []
@@ -165,6 +166,9 @@ def plain_network(stylizer: Stylizer) -> Callable[[Tensor, Tensor], Tensor]:
                 assert isinstance(own, nn.Conv2d)
                 conv = nn.Conv2d(own.in_channels, own.out_channels, 3)
                 conv.load_state_dict({k: v.detach().float().contiguous() for k, v in own.state_dict().items()})
+                if isinstance(network, Decoder) and name in shifts:
+                    assert conv.bias is not None
+                    conv.bias.data += shifts[name].flatten().cpu()
                 parts += [border(1), conv, nn.ReLU()]
         if isinstance(network, Decoder):
             parts.pop()
@@ -186,13 +190,15 @@ def _stages(transfer: StyleTransfer, photo: Image.Image, code: StyleCode, size: 
     photo.save(file, "JPEG", quality=95)
     image = read_image(file.getvalue()).rgb.to(device, memory_format=torch.channels_last)
     features = stylizer.encoder(image)
-    target = stylizer.apply_code(features, code)
+    parts = code.split(stylizer.parts)
+    own, shifts = parts[stylizer.encoder.last], stylizer.told(parts)
+    target = stylizer.apply_code(features, own)
     done = transfer.stylize(photo, code, work_size=0)
     stages: dict[str, Callable[[], object]] = {
         "read JPEG": lambda: read_image(file.getvalue()),
         "encoder": lambda: stylizer.encode(image, exact=False),
-        "norm": lambda: stylizer.apply_code(features, code),
-        "decoder": lambda: stylizer.decode(target, image),
+        "norm": lambda: stylizer.apply_code(features, own),
+        "decoder": lambda: stylizer.decoder(target, shifts=shifts),
         "write JPEG": lambda: done.save(io.BytesIO(), "JPEG", quality=95, subsampling="4:4:4"),
     }
     return [_timed(name, size, run, device, runs) for name, run in stages.items()]
@@ -201,7 +207,7 @@ def _stages(transfer: StyleTransfer, photo: Image.Image, code: StyleCode, size: 
 def _peers(transfer: StyleTransfer, photo: Image.Image, code: StyleCode, size: int, runs: int) -> list[dict[str, Any]]:
     """Seconds of each peer and of ours in turn, on one PIL image in and out; ratio = theirs / ours."""
     device = transfer.device
-    plain = plain_network(transfer.networks.adain)
+    plain = plain_network(transfer.networks.adain, code)
     style = transfer.networks.adain.encoder(_scene(256).to(device, memory_format=torch.channels_last)).float()
 
     def published() -> object:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import EllipsisType
 from typing import Literal
@@ -150,12 +150,13 @@ class Layer:
     """One style on the photo, or on a region of it.
 
     Attributes:
-        style: its code; or the features of the painting, (1, C, h, w), where more than moments is matched.
+        style: its code; or, where more than moments is matched, its parts by the names of their layers, with the
+            features of the painting, (1, C, h, w), for that at the last layer of the encoder.
         alpha: strength in [0,1].
         mask: where; None for the rest, that is, where no mask of another layer is.
     """
 
-    style: StyleCode | Tensor
+    style: StyleCode | Mapping[str, StyleCode | Tensor]
     alpha: float = 1.0
     mask: Mask | None = None
 

@@ -9,7 +9,7 @@ inside the decoder take a pass each, see :mod:`styleapp.passes`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -50,7 +50,8 @@ def render(
         y = D(f + Σ w_k (T_k(f) - f)) + (1 - Σ w_k) · (photo - D(f))
 
     For one code and w = α that is section 7.3 of Huang and Belongie (2017); the second term gives back what
-    the decoder loses of the photo where no style is, so that a strength of 0 is the photo itself.
+    the decoder loses of the photo where no style is, so that a strength of 0 is the photo itself. What a code tells
+    the decoder's convolutions is shared out alike: Σ w_k β_k is added to what they give.
 
     A network with norms inside its decoder paints one picture S_k for each layer, which is laid over the photo:
 
@@ -75,7 +76,7 @@ def render(
     Raises:
         OptionError: if EFDM is asked for and the features of the photo do not fit into memory.
     """
-    out = picture.empty()
+    out, device = picture.empty(), next(stylizer.parameters()).device
     if matching.kind == "efdm" and (plan.keep_on_disk or not plan.keep):
         raise OptionError("efdm needs all features of the photo at once: raise --max-memory, or take another --norm")
     cells = cells_of(picture.size)
@@ -93,8 +94,19 @@ def render(
         return weights_of(layers, strength, w.scaled(8, picture.size))
 
     if not stylizer.conditional:
-        transforms = [transform(layer.style, content, matching, stylizer.eps) for layer in layers]
-        norms = Norms(stylizer, picture, lambda x, w: _blended(x, transforms, shares_of(w), w), {})
+        last = stylizer.encoder.last
+        parts = [
+            s.to(device).split(stylizer.parts) if isinstance(s := layer.style, StyleCode) else s for layer in layers
+        ]
+        transforms = [transform(of_style[last], content, matching, stylizer.eps) for of_style in parts]
+        told = [stylizer.told(of_style) for of_style in parts]
+        norms = Norms(
+            stylizer,
+            picture,
+            lambda x, w: _blended(x, transforms, shares_of(w), w),
+            {},
+            shifts=lambda w: _shifts(told, shares_of(w), stylizer.decoder.strides, w),
+        )
         passes = Passes(stylizer, norms, plan, seen)
         _paint(passes, shares_of, slice(None), luma, picture.pixels, out, note, done)
     for k, layer in enumerate(layers if stylizer.conditional else []):
@@ -178,6 +190,22 @@ def _blended(x: Tensor, transforms: Sequence[Transform], shares: Sequence[float 
         if not _everywhere(share, 0):
             blended = blended + share * (styled(x, w).float() - x.float())
     return blended.to(x.dtype)
+
+
+def _shifts(
+    told: Sequence[Mapping[str, Tensor]], shares: Sequence[float | Tensor], strides: Mapping[str, int], w: Window
+) -> dict[str, Tensor]:
+    """Σ w_k β_k for each convolution that is told something: one for all places, or a map of the window."""
+    found = {}
+    for name in told[0]:
+        stride = strides[name]
+        size = [8 // stride * cells for cells in w.size]
+        terms = [
+            betas[name] * (pooled(share, stride, size).to(betas[name].device) if isinstance(share, Tensor) else share)
+            for betas, share in zip(told, shares, strict=True)
+        ]
+        found[name] = sum(terms[1:], terms[0])
+    return found
 
 
 def _everywhere(share: float | Tensor, value: float) -> bool:

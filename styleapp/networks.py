@@ -45,7 +45,9 @@ class Networks:
         self._ablations: dict[str, Stylizer] = {}
         self._lock = threading.Lock()
         with torch.inference_mode(False):  # gradients of codes go through it
-            self.adain: Stylizer = files.stylizer().to(device, self.dtype).to(memory_format=torch.channels_last)
+            self.adain: Stylizer = files.stylizer().to(device)
+            for part in (self.adain.encoder, self.adain.decoder):  # what is predicted is, as all statistics, in float32
+                part.to(self.dtype).to(memory_format=torch.channels_last)
         if precision == "int8":
             self.adain.use_int8(files.int8_encoder(self.adain.encoder))
         if compile:

@@ -221,12 +221,14 @@ class DecoderOptions(TrainOptions):
         colour_share: share of the others whose colours are changed at random.
         norm: a norm after each hidden convolution of the decoder: none, which is best, or for comparison bn, in, ln,
             gn:G or switchable.
+        shifts: tell the decoder the painting's moments at relu1_1 to relu3_1 too; without, it is the paper's.
     """
 
     mix_share: float = 0.15
     pattern_share: float = 0.05
     colour_share: float = 1.0
     norm: str = "none"
+    shifts: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -208,6 +208,7 @@ class Norms:
         first: the norm of the features.
         inside: the codes of those in the decoder, by the names of their layers.
         steady: what is taken for the moments of these.
+        shifts: what the convolutions of the decoder get besides in a window.
     """
 
     def __init__(
@@ -217,6 +218,8 @@ class Norms:
         first: Transform,
         inside: Mapping[str, StyleCode],
         steady: Steady = lambda name, found: found,
+        *,
+        shifts: Callable[[Window], Mapping[str, Tensor]] = lambda w: {},
     ) -> None:
         self.decoder = stylizer.decoder
         self.eps = stylizer.eps
@@ -226,6 +229,7 @@ class Norms:
         self.first = first
         self.codes = inside
         self.steady = steady
+        self.shifts = shifts
         self.settled: dict[str, Transform] = {}
 
     @property
@@ -254,7 +258,7 @@ class Norms:
 
         if after is None:
             x = self.first(x, w)
-        result: Tensor = self.decoder(x, norm if self.codes else None, until, after, skips)
+        result: Tensor = self.decoder(x, norm if self.codes else None, until, after, skips, self.shifts(w))
         return result
 
 

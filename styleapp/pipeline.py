@@ -239,7 +239,7 @@ class StyleTransfer:
             key: self.styles.code(style, options.style_size, options.norm, options.refine).to(self.device)
             for key, style in {id(style): style for style in styles}.items()
         }
-        codes = [code_of[id(style)] for style in styles]
+        codes = list(code_of.values()) if len(code_of) == 1 else [code_of[id(style)] for style in styles]
         gamma, beta = torch.cat([c.gamma for c in codes]), torch.cat([c.beta for c in codes])
         stored = _together([photo.pixels for photo in photos], pinned=self.device.type == "cuda")
 
@@ -460,8 +460,8 @@ class StyleTransfer:
         matching: Matching,
         photo: Picture,
         refining: Callable[[], None],
-    ) -> StyleCode | Tensor:
-        """What the engine needs of a style: its code, or all its features."""
+    ) -> StyleCode | dict[str, StyleCode | Tensor]:
+        """What the engine needs of a style: its code, or the parts of it with all features in place of their code."""
         recolour = options.color in ("coral", "histogram")
         if matching.kind == "moments" and not recolour:
             return self.styles.code(style, options.style_size, options.norm, options.refine, refining)
@@ -473,12 +473,14 @@ class StyleTransfer:
         if matching.kind == "moments":
             network = self.networks.of(options.norm, [style])
             return self.styles.measure(painting, options.style_size, network, options.refine, refining)
-        image, weight = self.styles.image_of(painting, options.style_size, self.networks.adain.min_size)
-        features: Tensor = self.networks.adain.encoder(image)
-        if weight is None:
-            return features
-        shows = F.adaptive_avg_pool2d(weight, (features.shape[-2], features.shape[-1]))[0, 0] > 0
-        return features[..., shows].unsqueeze(2)
+        network = self.networks.adain
+        image, weight = self.styles.image_of(painting, options.style_size, network.min_size)
+        features: Tensor = network.encoder(image)
+        parts = network.measure(image, weight).split(network.parts)
+        if weight is not None:
+            shows = F.adaptive_avg_pool2d(weight, (features.shape[-2], features.shape[-1]))[0, 0] > 0
+            features = features[..., shows].unsqueeze(2)
+        return {**parts, network.encoder.last: features}
 
     def _mask(self, source: Source, photo: Picture, role: str, note: Callable[[str], None]) -> Tensor:
         """A mask of the photo's size."""

@@ -122,20 +122,20 @@ class Styles:
             codes = [self.code(s, style_size, norm, refine, refining) for s, _ in used]
             return StyleCode.mix(codes, [w for _, w in used])
         if isinstance(style, str) and style in self.gallery.styles:
-            return self._named_code(style, style_size, norm)
+            return self._named_code(style, style_size, norm, network)
         if isinstance(style, str) and not _looks_like_path(style):
             raise unknown_name("style", style, self.gallery.styles)
         painting = self.read(style)
         refine = 0 if network.predictor is None else refine
         files = (ENCODER, CIN) if network.conditional else (ENCODER,)
         checksums = " ".join(map(self.networks.checksum, files))
-        key = CodeKey(digest_of(painting), style_size, checksums, refine, self.arithmetic)
+        key = CodeKey(digest_of(painting), style_size, f"{checksums} {network.code_channels}", refine, self.arithmetic)
         code = self._codes.code(key, lambda: self.measure(painting, style_size, network, refine, refining))
         return code.to(self.device)
 
-    def _named_code(self, name: str, style_size: int, norm: str) -> StyleCode:
+    def _named_code(self, name: str, style_size: int, norm: str, network: Stylizer) -> StyleCode:
         if norm not in ("cin", "in"):
-            return self.gallery.code(name, style_size)
+            return self._measured_code(name, style_size, network)
         if norm == "in":
             return self.networks.conditional(IN + name).codes[name]
         learned = self._learned(name, style_size)
@@ -151,6 +151,18 @@ class Styles:
                 f"styleapp learn PAINTING --name {name} --overwrite; it knows {', '.join(sorted(self.learned_styles))}"
             )
         return learned
+
+    @torch.inference_mode()
+    def _measured_code(self, name: str, style_size: int, network: Stylizer) -> StyleCode:
+        if network.shifts is None:
+            return self.gallery.code(name, style_size)
+        seen = self.layer_codes(name, style_size)
+        if seen is None:
+            raise OptionError(
+                f"of the style {name!r}, which an earlier version has saved, too little is known: save it again, "
+                f"styleapp styles save PAINTING --name {name} --overwrite"
+            )
+        return StyleCode.join(seen)
 
     @torch.inference_mode()
     def measure(

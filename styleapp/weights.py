@@ -23,7 +23,16 @@ from torch import Tensor, nn
 
 from styleapp.errors import OptionError, WeightsError, unknown_name
 from styleapp.files import save_tensors
-from styleapp.models import CodePredictor, Decoder, Encoder, Int8Encoder, StyleCode, Stylizer, TransformerNet
+from styleapp.models import (
+    CodePredictor,
+    Decoder,
+    Encoder,
+    Int8Encoder,
+    ShiftPredictor,
+    StyleCode,
+    Stylizer,
+    TransformerNet,
+)
 from styleapp.options import Options
 
 __all__ = [
@@ -187,8 +196,13 @@ class Weights:
         encoder = self.encoder()
         tensors = self.load(DECODER)
         self.check_pair(DECODER)
+        told = {k.removeprefix("shifts."): tensors.pop(k) for k in list(tensors) if k.startswith("shifts.")}
         decoder = _filled(self._decoder(DECODER, **self.entries[DECODER].config), tensors, self.folder)
-        return Stylizer(encoder, decoder).eval().requires_grad_(False)
+        shifts = None
+        if told:
+            seen = sum(encoder.layer_channels.values()) - encoder.num_channels
+            shifts = _filled(ShiftPredictor(seen, sum(decoder.hidden.values())), told, self.folder)
+        return Stylizer(encoder, decoder, shifts=shifts).eval().requires_grad_(False)
 
     def conditional(self, name: str, encoder: Encoder) -> Conditional:
         """The network of conditional instance norm, "cin", or one of instance norm, "in_" and the style."""

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from styleapp.models import CodePredictor, Decoder, Encoder, Stylizer
+from styleapp.models import CodePredictor, Decoder, Encoder, ShiftPredictor, Stylizer
 from styleapp.pipeline import StyleTransfer
 
 TINY_VGG = (4, 4, "M", 6, 6, "M", 8, 8, 8, 8, "M", 16)
@@ -86,6 +86,11 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
     network = alive(Stylizer(Encoder(TINY_VGG), Decoder(16)))
     decoder = {f"decoder.{k}": v for k, v in network.decoder.state_dict().items()}
+    with torch.random.fork_rng():  # what is told of a painting moves a channel by a tenth of its deviation
+        shifts = ShiftPredictor(4 + 6 + 8, sum(network.decoder.hidden.values())).requires_grad_(False)
+        torch.nn.init.normal_(shifts.last.weight, std=0.02)
+    shifts.mean.fill_(-0.5)
+    told = {f"shifts.{k}": v for k, v in shifts.state_dict().items()}
     skips = {"relu1_1": 4, "relu2_1": 6}
     sees_more = Decoder(16, skips=skips).requires_grad_(False)
     sees_more.load_state_dict(network.decoder.state_dict(), strict=False)
@@ -106,7 +111,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     files = {
         "vgg19_relu4_1": (network.encoder.state_dict(), {"layers": TINY_VGG}),
-        "adain_decoder": (network.decoder.state_dict(), {"width": 1.0, "in_channels": 16}),
+        "adain_decoder": (network.decoder.state_dict() | told, {"width": 1.0, "in_channels": 16}),
         "styles": (
             {name: torch.rand(len(SIZES), 2, 16) for name in STYLES}
             | {f"{name}.layers": torch.rand(len(SIZES), 2, 4 + 6 + 8) for name in STYLES},

@@ -105,18 +105,23 @@ def test_command_sweeps_decoders(run, photo):
     assert len({r["style_loss"] for r in records}) == 3
 
 
-def test_decoders_with_norms_inside(transfer, weights, tmp_path):
+def test_decoders_with_norms_inside(transfer, weights, tmp_path, monkeypatch):
     """Each is the decoder with the norm of the library; one that looks at the whole picture refuses tiles."""
     tensors = load_file(weights / "ablation_in.safetensors")
     decoder = Decoder(16, norm="in").eval()
     decoder.load_state_dict({k: v.float() for k, v in tensors.items()})
-    code = transfer.styles.code("great-wave", 64)
+    code = transfer.styles.code("great-wave", 64, "decoder:in")
     stylizer = Stylizer(transfer.networks.adain.encoder, decoder)
     wanted = stylizer(PHOTO.rgb, code).clamp(0, 1)
     found = transfer.picture(PHOTO, "great-wave", Options(norm="decoder:in", style_size=64)).rgb
     assert (found - wanted).abs().max() <= 1 / 255
+    told = transfer.picture(PHOTO, "great-wave", Options(norm="adain", style_size=64)).rgb
+    network = transfer.networks.adain
+    untold = Stylizer(network.encoder, network.decoder)
+    monkeypatch.setattr(transfer.networks, "adain", untold)
     adain = transfer.picture(PHOTO, "great-wave", Options(norm="adain", style_size=64)).rgb
     assert torch.equal(transfer.picture(PHOTO, "great-wave", Options(norm="decoder:none", style_size=64)).rgb, adain)
+    assert not torch.equal(told, adain)
     assert not torch.equal(found, adain)
     large = from_pil(noise(200, 150))
     whole = transfer.picture(large, "great-wave", Options(norm="decoder:bn", style_size=64))

@@ -16,9 +16,8 @@ from styleapp.controls import Layer, Mask, Matching
 from styleapp.engine import measure_content, render
 from styleapp.errors import OptionError
 from styleapp.images import Picture, filled
-from styleapp.models import Decoder, Encoder, StyleCode, Stylizer, code_from_moments
+from styleapp.models import Decoder, Encoder, ShiftPredictor, StyleCode, Stylizer
 from styleapp.models.layers import ReflectConv2d
-from styleapp.norms import moments
 from styleapp.pipeline import StyleTransfer
 from styleapp.tiles import Plan, even, make_plan, one_piece
 
@@ -30,6 +29,11 @@ def network(upsampling: str = "nearest") -> Stylizer:
 
 NETWORK = network()
 BILINEAR = Stylizer(NETWORK.encoder, network("bilinear").decoder)
+TOLD = Stylizer(
+    NETWORK.encoder, BILINEAR.decoder, shifts=ShiftPredictor(4 + 6 + 8, sum(BILINEAR.decoder.hidden.values()))
+)
+torch.nn.init.normal_(TOLD.shifts.last.weight, std=0.1)
+TOLD.eval().requires_grad_(False)
 MATCHINGS = [
     Matching(),
     Matching(over="layer"),
@@ -54,12 +58,14 @@ def picture(height: int, width: int, seed: int = 0) -> Picture:
     return Picture((smooth + 0.1 * torch.rand(1, 3, height, width, generator=generator)).clamp(0, 1))
 
 
-def style(seed: int) -> torch.Tensor:
-    return NETWORK.encoder(picture(40, 56, seed).rgb)
+def style(seed: int, network: Stylizer = NETWORK) -> dict[str, StyleCode | torch.Tensor]:
+    """What matches more than moments takes: all features in place of their code."""
+    painting = picture(40, 56, seed).rgb
+    return {**network.measure(painting).split(network.parts), "relu4_1": network.encoder(painting)}
 
 
-def code(seed: int) -> StyleCode:
-    return code_from_moments(moments(style(seed)))
+def code(seed: int, network: Stylizer = NETWORK) -> StyleCode:
+    return network.measure(picture(40, 56, seed).rgb)
 
 
 def whole(p: Picture) -> Plan:
@@ -78,11 +84,54 @@ def test_the_network_of_these_tests_is_alive():
     assert ((found > 0) & (found < 1)).float().mean() > 0.8
 
 
-def test_one_tile_is_the_plain_network():
+@pytest.mark.parametrize("network", [NETWORK, TOLD], ids=["as in the paper", "told"])
+def test_one_tile_is_the_plain_network(network):
     p = picture(50, 61)
     for alpha in (1.0, 0.6):
-        found = render(NETWORK, p, [Layer(code(1), alpha)], whole(p))
-        assert torch.allclose(found.rgb, NETWORK(p.rgb, code(1), alpha).clamp(0, 1), atol=1e-4)
+        found = render(network, p, [Layer(code(1, network), alpha)], whole(p))
+        assert torch.allclose(found.rgb, network(p.rgb, code(1, network), alpha).clamp(0, 1), atol=1e-4)
+
+
+class TestShifts:
+    """What is told of a painting, beside its moments at relu4_1."""
+
+    p = picture(72, 90)
+
+    def test_they_are_added_to_what_each_hidden_convolution_gives(self):
+        parts = code(1, TOLD).split(TOLD.parts)
+        assert list(parts) == ["relu1_1", "relu2_1", "relu3_1", "relu4_1"]
+        told = TOLD.told(parts)
+        seen = TOLD.encoder.features(picture(40, 56, 1).rgb)
+        logs = [torch.cat([t(f) for f in seen[:3]], 1) for t in (_log_std, lambda f: (f.mean((2, 3)) + 0.01).log())]
+        wanted = torch.cat(logs, 1) @ TOLD.shifts.last.weight.T
+        found = torch.cat([told[name] for name in TOLD.decoder.hidden], 1).flatten(1)
+        assert torch.allclose(found, wanted, atol=1e-4) and found.std() > 0.1
+
+        own = TOLD.apply_code(TOLD.encoder(self.p.rgb), parts["relu4_1"])
+        expected = TOLD.decoder(own, lambda name, x: x + told[name])[..., :72, :90].clamp(0, 1)
+        assert torch.allclose(render(TOLD, self.p, [Layer(code(1, TOLD))], Plan((32, 24))).rgb, expected, atol=1e-4)
+        assert (expected - render(BILINEAR, self.p, [Layer(code(1))], whole(self.p)).rgb).abs().mean() > 0.02
+
+    def test_of_several_paintings_at_once(self):
+        """They cannot lie in one bias then."""
+        codes = [code(k, TOLD) for k in (1, 2)]
+        both = StyleCode(torch.cat([c.gamma for c in codes]), torch.cat([c.beta for c in codes]))
+        found = TOLD(self.p.rgb.repeat(2, 1, 1, 1), both, 0.7)
+        for one, c in zip(found, codes, strict=True):
+            assert torch.allclose(one, TOLD(self.p.rgb, c, 0.7)[0], atol=1e-4)
+
+    def test_a_predictor_of_zeros_tells_nothing(self):
+        silent = Stylizer(BILINEAR.encoder, BILINEAR.decoder, shifts=ShiftPredictor(18, _hidden()))
+        found = render(silent, self.p, [Layer(code(1, silent))], whole(self.p))
+        assert difference(found, render(BILINEAR, self.p, [Layer(code(1))], whole(self.p))) < 1e-6
+
+
+def _hidden() -> int:
+    return sum(BILINEAR.decoder.hidden.values())
+
+
+def _log_std(features: torch.Tensor) -> torch.Tensor:
+    return (features.var((2, 3), correction=0) + 1e-5).sqrt().log()
 
 
 @pytest.mark.parametrize("stride", [1, 3])
@@ -143,7 +192,7 @@ def test_radius_between_two_layers(upsampling):
             assert found == (80 - radius, 80 + stride[after] + radius)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     height=st.integers(16, 200),
     width=st.integers(16, 200),
@@ -156,14 +205,14 @@ def test_radius_between_two_layers(upsampling):
     strength=st.booleans(),
     luma=st.booleans(),
     transparency=st.booleans(),
-    stylizer=st.sampled_from([NETWORK, BILINEAR]),
+    stylizer=st.sampled_from([NETWORK, BILINEAR, TOLD]),
 )
 def test_tiled_equals_untiled(
     height, width, tile, keep, matching, alpha, masks, softness, strength, luma, transparency, stylizer
 ):
     p = cutout(picture(height, width)) if transparency else picture(height, width)
     wants_features = matching.kind != "moments"
-    styles = [style(i) if wants_features else code(i) for i in range(3)]
+    styles = [style(i, stylizer) if wants_features else code(i, stylizer) for i in range(3)]
     layers = [Layer(styles[0], alpha)]
     for i in range(masks):
         mask = torch.zeros(1, 1, height, width, dtype=torch.uint8)

@@ -53,7 +53,7 @@ def test_mixing(transfer, photo):
     gammas = [transfer.styles.code(n, 64).gamma for n in ("great-wave", "wheat-field")]
     assert torch.allclose(code.gamma, 0.25 * gammas[0] + 0.75 * gammas[1])
     nested = transfer.styles.code([(noise(32, 32), 1), ("great-wave", 1)], 64)
-    assert nested.num_channels == 16
+    assert nested.num_channels == 4 + 6 + 8 + 16
 
 
 def test_strength_zero_gives_the_photo_back(transfer, photo):
@@ -428,3 +428,11 @@ class TestAuto:
         assert not notes
         transfer.stylize(photo, "great-wave", tile="32", note=notes.append)
         assert any("adain, twice" in note for note in notes)
+
+
+def test_a_style_that_an_earlier_version_has_saved(transfer, photo, monkeypatch):
+    """Without its moments at relu1_1 to relu3_1 the decoder of AdaIN cannot be told of it; others need them not."""
+    monkeypatch.delitem(transfer.styles.gallery.layers, "great-wave")
+    with pytest.raises(OptionError, match="'great-wave', which an earlier version has saved, .* save it again"):
+        transfer.stylize(photo, "great-wave", norm="adain", **SIZE)
+    assert transfer.stylize(photo, "great-wave", norm="decoder:none", **SIZE).size == (56, 40)

@@ -2,7 +2,7 @@
 
 from styleapp.models.decoder import Decoder
 from styleapp.models.int8 import Int8Encoder
-from styleapp.models.predictor import CodePredictor
+from styleapp.models.predictor import CodePredictor, ShiftPredictor
 from styleapp.models.stylizer import StyleCode, Stylizer, code_from_moments, unshifted
 from styleapp.models.transformer import TransformerNet
 from styleapp.models.vgg import STYLE_LAYERS, Encoder
@@ -13,6 +13,7 @@ __all__ = [
     "Decoder",
     "Encoder",
     "Int8Encoder",
+    "ShiftPredictor",
     "StyleCode",
     "Stylizer",
     "TransformerNet",

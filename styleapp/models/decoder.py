@@ -189,6 +189,7 @@ class Decoder(nn.Module):
         until: str | None = None,
         after: str | None = None,
         skips: Skips | None = None,
+        shifts: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """Features to a picture, in the dtype of the weights.
 
@@ -199,6 +200,8 @@ class Decoder(nn.Module):
             after: go on behind this convolution, with its norm; ``x`` is not changed.
             skips: of :meth:`skips_between` at least; of the N photos of ``x``, or of fewer of which ``x`` has several
                 versions, one block of photos after another.
+            shifts: added to the output of hidden convolutions, by their names: (1 or N, C, 1, 1), or maps of its size.
+                One that is the same everywhere goes into the bias and costs nothing.
         """
         x = x.to(next(self.parameters()).dtype)
         names = self.names
@@ -221,16 +224,22 @@ class Decoder(nn.Module):
             names = names[names.index(after) + 1 :]
             found = relu(after, x)
         plain = norms is None and self.own_norms is None
+        shifts = shifts or {}
         upsampling = None
         for name in names:
             if name == "up":
                 upsampling = self.upsampling
                 continue
             last = name in (until, self.names[-1])
-            at_once = plain and not last and name not in self.skips
+            shift = shifts.get(name)
+            even = shift is None or shift[:, :1].numel() == 1
+            at_once = plain and even and not last and name not in self.skips
             ring = border(name) if own and at_once else None
-            x = self.get_submodule(name)(found, upsampling=upsampling, relu=at_once, ring=ring)
+            more = shift.flatten() if even and shift is not None else None
+            x = self.get_submodule(name)(found, upsampling=upsampling, relu=at_once, ring=ring, shift=more)
             upsampling = None
+            if not even:
+                x = x + shifts[name].to(x.dtype)
             if name in self.skips:
                 x = self._with(x, self.skips[name], skips or {})
             if last:

@@ -406,28 +406,41 @@ class ReflectConv2d(nn.Conv2d):
         self._kept: tuple[object, Tensor, Tensor] | None = None
 
     def forward(  # type: ignore[override]
-        self, x: Tensor | Ringed, *, upsampling: str | None = None, relu: bool = False, ring: Border | None = None
+        self,
+        x: Tensor | Ringed,
+        *,
+        upsampling: str | None = None,
+        relu: bool = False,
+        ring: Border | None = None,
+        shift: Tensor | None = None,
     ) -> Tensor | Ringed:
         """(N, C, H, W) to (N, O, H, W), or (N, O, 2H, 2W) where upsampling comes first; then a ReLU if asked for.
 
-        With a ``ring``, that is a border for the next layer, only where :func:`convolves` says so.
+        With a ``ring``, that is a border for the next layer, only where :func:`convolves` says so. A ``shift``, (O,),
+        is added to the bias.
         """
+        bias = self.bias
+        if shift is not None:
+            assert bias is not None
+            bias = (bias.float() + shift.float()).to(bias.dtype)
         if ring is not None or (isinstance(x, Ringed) and convolves([self], x.whole)):
-            return self._own(x, upsampling, relu, ring)
+            return self._own(x, bias, upsampling, relu, ring)
         if isinstance(x, Ringed):
             if upsampling is None:
-                return _convolved(x.whole, self.weight, self.bias, relu)
-            return _subpixels(x, self._kernels(self.weight, upsampling), self.bias, relu)
+                return _convolved(x.whole, self.weight, bias, relu)
+            return _subpixels(x, self._kernels(self.weight, upsampling), bias, relu)
         if upsampling is not None:
-            return upsampled_conv2d(x, self.weight, self.bias, upsampling, self._kernels, relu)
-        return reflect_conv2d(x, self.weight, self.bias, relu)
+            return upsampled_conv2d(x, self.weight, bias, upsampling, self._kernels, relu)
+        return reflect_conv2d(x, self.weight, bias, relu)
 
-    def _own(self, x: Tensor | Ringed, upsampling: str | None, relu: bool, ring: Border | None) -> Tensor | Ringed:
+    def _own(
+        self, x: Tensor | Ringed, bias: Tensor | None, upsampling: str | None, relu: bool, ring: Border | None
+    ) -> Tensor | Ringed:
         """By our own kernels."""
-        assert self.bias is not None
+        assert bias is not None
         dtype = _computed_in(x if isinstance(x, Tensor) else x.whole)
         weight, scale = (self.weight, 1) if upsampling is None else (self._kernels(self.weight, upsampling), 2)
-        weight, bias = weight.to(dtype, memory_format=torch.channels_last), self.bias.to(dtype)
+        weight, bias = weight.to(dtype, memory_format=torch.channels_last), bias.to(dtype)
         if isinstance(x, Tensor):
             _check_reflects(*x.shape[-2:])
             x = x.to(dtype)

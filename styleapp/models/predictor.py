@@ -1,4 +1,4 @@
-"""A code for a painting that no table has: from the measured one, what its statistics say (Ghiasi et al. 2017)."""
+"""What the statistics of a painting say of its code, beyond what is measured (Ghiasi et al. 2017)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from styleapp.models.stylizer import StyleCode
 
-__all__ = ["CodePredictor"]
+__all__ = ["CodePredictor", "ShiftPredictor"]
 
 PROBE_SIZE = 192
 """Sides of the probe, in pixels."""
@@ -59,16 +59,9 @@ class CodePredictor(nn.Module):
             nn.init.zeros_(layer.weight)
         nn.init.zeros_(self.last.bias)
 
-    @staticmethod
-    def logarithms(seen: StyleCode) -> Tensor:
-        """(N, 2 · seen) of the joined codes of relu1_1 to relu4_1."""
-        return torch.cat([seen.gamma.log(), (seen.beta + 0.01).log()], 1).flatten(1)
-
     def standardize(self, seen: StyleCode) -> None:
         """Take mean and standard deviation of these paintings, N >= 2, for those of all."""
-        z = self.logarithms(seen)
-        self.mean.copy_(z.mean(0))
-        self.scale.copy_(z.std(0) + 0.1)
+        _standardize(self.mean, self.scale, seen)
 
     def forward(self, seen: StyleCode, measured: StyleCode, tried: Callable[[StyleCode], StyleCode]) -> StyleCode:
         """The corrected codes, (N, C, 1, 1).
@@ -78,14 +71,62 @@ class CodePredictor(nn.Module):
             measured: their codes.
             tried: joined codes of relu1_1 to relu4_1 of the probe in each of N codes. No gradient passes through it.
         """
-        wanted = self.logarithms(seen)
+        wanted = _logarithms(seen)
         z = ((wanted - self.mean) / self.scale).clamp(-4, 4)
         change = self.last(F.gelu(self.first(z)))
         with torch.no_grad():
-            found = self.logarithms(tried(_changed(measured, change)))
+            found = _logarithms(tried(_changed(measured, change)))
             error = ((found - wanted) / self.scale).clamp(-4, 4)
         change = change + self.correct(F.gelu(self.look(torch.cat([z, error], 1))))
         return _changed(measured, change)
+
+
+class ShiftPredictor(nn.Module):
+    """Tells an AdaIN decoder how light, how colourful and how rough a painting is, in words of its own convolutions.
+
+        s = (log σ, log(μ + 0.01)) at relu1_1 to relu3_1
+        β = W z,  z = s of the painting, standardised over paintings and cut at ±4
+
+    β is added to the output of each hidden convolution of the decoder (FiLM, Perez et al. 2018, without its scale). A
+    decoder that gets features with the painting's moments at relu4_1 has to guess those of the layers above, which the
+    style loss compares too, and where it guesses the mean of many paintings, palettes turn grey. W begins as 0, and
+    then nothing is told.
+
+    Args:
+        seen: channels of relu1_1 to relu3_1 together.
+        channels: of the hidden convolutions together.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, seen: int, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(2 * seen))
+        self.register_buffer("scale", torch.ones(2 * seen))
+        self.last = nn.Linear(2 * seen, channels, bias=False)
+        nn.init.zeros_(self.last.weight)
+
+    def standardize(self, seen: StyleCode) -> None:
+        """Take mean and standard deviation of these paintings, N >= 2, for those of all."""
+        _standardize(self.mean, self.scale, seen)
+
+    def forward(self, seen: StyleCode) -> Tensor:
+        """Joined codes of relu1_1 to relu3_1 of N paintings to β for the convolutions, (N, C, 1, 1)."""
+        z = ((_logarithms(seen) - self.mean) / self.scale).clamp(-4, 4)
+        shifts: Tensor = self.last(z)[:, :, None, None]
+        return shifts
+
+
+def _logarithms(seen: StyleCode) -> Tensor:
+    """(N, 2 · seen) of the joined codes of some layers."""
+    return torch.cat([seen.gamma.log(), (seen.beta + 0.01).log()], 1).flatten(1)
+
+
+def _standardize(mean: Tensor, scale: Tensor, seen: StyleCode) -> None:
+    z = _logarithms(seen)
+    mean.copy_(z.mean(0))
+    scale.copy_(z.std(0) + 0.1)
 
 
 def _changed(measured: StyleCode, change: Tensor) -> StyleCode:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from styleapp.models.decoder import Decoder, Skips
 from styleapp.models.int8 import Int8Encoder
-from styleapp.models.predictor import CodePredictor
+from styleapp.models.predictor import CodePredictor, ShiftPredictor
 from styleapp.models.refine import refined
 from styleapp.models.vgg import STYLE_LAYERS, Encoder, by_layer
 from styleapp.norms import EPS, Moments, moments, normalize, weighted_moments
@@ -103,6 +103,7 @@ class Stylizer(nn.Module):
     With ``conditional`` there is a norm after each hidden convolution of the decoder too: the network of conditional
     instance norm (Dumoulin et al. 2017), whose codes are learned, and of instance norm where there is only one. Where
     its decoder sees the photo at further layers (``decoder.skips``), what takes features takes these ``skips`` too.
+    With ``shifts`` the decoder is told more of the painting, and a code has its moments at relu1_1 to relu3_1 too.
 
     Holds nothing that depends on a request. Images are RGB in [0,1], (N, 3, H, W), H and W >= 16.
 
@@ -118,6 +119,7 @@ class Stylizer(nn.Module):
         *,
         conditional: bool = False,
         predictor: CodePredictor | None = None,
+        shifts: ShiftPredictor | None = None,
     ) -> None:
         super().__init__()
         if encoder.num_channels != decoder.in_channels:
@@ -129,18 +131,24 @@ class Stylizer(nn.Module):
         self.eps = eps
         self.conditional = conditional
         self.predictor = predictor
+        self.shifts = shifts
         self.int8: Int8Encoder | None = None
 
     @property
     def norms(self) -> dict[str, int]:
         """The channels of each norm, by the name of the layer whose output it takes, in network order."""
-        bottleneck = {self.encoder.names[-1].replace("conv", "relu"): self.encoder.num_channels}
+        bottleneck = {self.encoder.last: self.encoder.num_channels}
         return bottleneck | self.decoder.hidden if self.conditional else bottleneck
 
     @property
+    def parts(self) -> dict[str, int]:
+        """The channels of each part of a code, by the name of its layer: of each norm, and what the decoder is told."""
+        return self.norms if self.shifts is None else self.encoder.layer_channels
+
+    @property
     def code_channels(self) -> int:
-        """Channels of a code of this network: of all its norms together."""
-        return sum(self.norms.values())
+        """Channels of a code of this network: of all its parts together."""
+        return sum(self.parts.values())
 
     @property
     def min_size(self) -> int:
@@ -165,6 +173,8 @@ class Stylizer(nn.Module):
         At the norms inside the decoder, of what the decoder makes of the painting itself: with this code every
         norm is the identity on the painting. A predictor, where there is one, changes it as learning would.
         """
+        if self.shifts is not None:
+            return StyleCode.join([self.code_of(f, weight) for f in self.encoder.features(image)])
         if self.predictor is None:
             features, skips = self.encode(image)
             return self.measured(features, weight, skips)
@@ -182,6 +192,15 @@ class Stylizer(nn.Module):
         # The best of a few tried: more style weight costs content, less damping lets bfloat16 find another code.
         # Codes are kept on disk by the version of StyleApp: change these only with it.
         return refined(self, found, seen, probe, steps=refine, lr=0.115, style_weight=2.0, damping=6.0, progress=told)
+
+    def told(self, parts: Mapping[str, StyleCode | Tensor], alpha: float | Tensor = 1.0) -> dict[str, Tensor]:
+        """What the decoder's convolutions get besides, by their names, for the parts of a code: α · β, (N, C, 1, 1)."""
+        if self.shifts is None:
+            return {}
+        above = [part for name, part in parts.items() if name not in self.norms and isinstance(part, StyleCode)]
+        hidden = self.decoder.hidden
+        shifts = alpha * self.shifts(StyleCode.join(above))
+        return dict(zip(hidden, shifts.split(list(hidden.values()), 1), strict=True))
 
     def encode(self, image: Tensor, *, exact: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
         """Features of the last layer, and those of the layers that the decoder sees besides, by their names."""
@@ -266,15 +285,16 @@ class Stylizer(nn.Module):
         Args:
             seen: the moments that a norm, given by its name, takes for its input; None for those that it has.
         """
-        codes = code.split(self.norms)
-        first, *inside = codes
+        codes = code.split(self.parts)
+        first, *inside = self.norms
         if inside and isinstance(alpha, (int, float)) and alpha == 1:
             codes[first] = unshifted(codes[first])
 
         def norm(name: str, x: Tensor) -> Tensor:
             return self.apply_code(x, codes[name], alpha, None if seen is None else seen(name, x))
 
-        picture: Tensor = self.decoder(norm(first, features), norm if inside else None, skips=skips)
+        told = self.told(codes, alpha)
+        picture: Tensor = self.decoder(norm(first, features), norm if inside else None, skips=skips, shifts=told)
         return picture
 
     def forward(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,6 +12,8 @@ from styleapp.kernels import Border
 from styleapp.models.layers import ReflectConv2d, Ringed, convolves, max_pool2x2, pooled
 
 __all__ = ["STYLE_LAYERS", "VGG19_TO_RELU4_1", "Encoder", "by_layer", "conv_names"]
+
+T = TypeVar("T")
 
 VGG19_TO_RELU4_1 = (64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M", 512)
 STYLE_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")
@@ -31,9 +33,9 @@ def conv_names(layers: Sequence[int | str]) -> list[str]:
     return names
 
 
-def by_layer(features: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Features of :data:`STYLE_LAYERS` by their names."""
-    return dict(zip(STYLE_LAYERS, features, strict=True))
+def by_layer(found: Sequence[T]) -> dict[str, T]:
+    """What is found at :data:`STYLE_LAYERS`, features or their codes, by their names."""
+    return dict(zip(STYLE_LAYERS, found, strict=True))
 
 
 class Encoder(nn.Module):

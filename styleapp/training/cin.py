@@ -28,7 +28,7 @@ from styleapp.training.data import ImagePool, painting_crops
 from styleapp.training.loop import Losses, Report, Run, new_decoder, train
 from styleapp.training.moves import followed, random_motion
 from styleapp.training.pairs import tiled
-from styleapp.training.start import Start
+from styleapp.training.start import Start, layer_codes, statistics, table_of
 
 __all__ = ["ConditionalOptions", "Learned", "learn_code", "read_paintings", "train_conditional"]
 
@@ -144,14 +144,14 @@ class _Run(Run):
         if further is not None:
             predictor = CodePredictor(sum(encoder.layer_channels.values()), stylizer.code_channels).to(device)
             if start is None or not start.fill_predictor(predictor, stylizer):
-                predictor.standardize(_statistics(encoder, further, options.size))
+                predictor.standardize(statistics(encoder, further, options.size))
                 predictor.probe.copy_(_probe(PROBE_SIZE))
         with torch.no_grad():
             codes = {name: stylizer.measure(painting.to(device)) for name, painting in paintings.items()}
-            table = _rows([c if start is None else start.code(name, c, stylizer) for name, c in codes.items()])
-            wanted = [_layer_codes(encoder, p.to(device)) for p in paintings.values()]
+            table = table_of([c if start is None else start.code(name, c, stylizer) for name, c in codes.items()])
+            wanted = [layer_codes(encoder, p.to(device)) for p in paintings.values()]
         self.names = list(paintings)
-        self.wanted = [_rows(of_layer) for of_layer in zip(*wanted, strict=True)]
+        self.wanted = [table_of(of_layer) for of_layer in zip(*wanted, strict=True)]
         self.model = _Conditional(decoder, table, predictor)
         groups = [
             {"params": list(decoder.parameters()), "lr": options.lr},
@@ -203,8 +203,8 @@ class _Run(Run):
                 found = [code_from_moments(moments(f)) for f in features]
             assert self.model.predictor is not None
             of_painting = self.model.predictor(StyleCode.join(found), measured, self._tried)
-            code = _rows([of_painting, code])
-            wanted = [_rows([f, w]) for f, w in zip(found, wanted, strict=True)]
+            code = table_of([of_painting, code])
+            wanted = [table_of([f, w]) for f, w in zip(found, wanted, strict=True)]
         seen = _seen(self.encoder, photo)
         return _losses(self.stylizer, photo, seen, code, wanted, strength, motion, self.options)
 
@@ -246,24 +246,6 @@ def _probe(size: int) -> Tensor:
         raise ImageError("the photos of the demo, which the predictor of codes looks at, are not there")
     width = math.ceil(size / len(photos))
     return torch.cat([v2.functional.center_crop(photo, [size, width]) for photo in photos], -1)[..., :size]
-
-
-@torch.no_grad()
-def _statistics(encoder: Encoder, paintings: ImagePool, size: int, batches: int = 32, count: int = 8) -> StyleCode:
-    """Joined codes of relu1_1 to relu4_1 of random crops."""
-    dtype = next(encoder.parameters()).dtype
-    crops = (painting_crops(paintings, count, size).to(dtype) for _ in range(batches))
-    return _rows([StyleCode.join(_layer_codes(encoder, crop)) for crop in crops])
-
-
-def _rows(codes: Sequence[StyleCode]) -> StyleCode:
-    """One table of them."""
-    return StyleCode(torch.cat([c.gamma for c in codes]), torch.cat([c.beta for c in codes]))
-
-
-def _layer_codes(encoder: Encoder, image: Tensor) -> list[StyleCode]:
-    """Moments of a picture at relu1_1 to relu4_1: what the style loss compares."""
-    return [code_from_moments(moments(f)) for f in encoder.features(image)]
 
 
 @torch.no_grad()
@@ -363,7 +345,7 @@ def learn_code(
     device = next(stylizer.parameters()).device
     with torch.no_grad():
         first = stylizer.measure(painting.to(device)) if start is None else start.to(device)
-        wanted = _layer_codes(stylizer.encoder, painting.to(device))
+        wanted = layer_codes(stylizer.encoder, painting.to(device))
 
     @torch.no_grad()
     def means(code: StyleCode) -> tuple[float, float]:

@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.utils import make_grid
 
-from styleapp.models import Decoder, Encoder, Stylizer, code_from_moments
+from styleapp.models import Decoder, Encoder, ShiftPredictor, Stylizer, code_from_moments
 from styleapp.models.losses import content_loss, grid_loss, style_loss
+from styleapp.models.vgg import by_layer
 from styleapp.norms import moments
 from styleapp.options import DecoderOptions
 from styleapp.training.data import ImagePool, painting_crops
 from styleapp.training.loop import Losses, Report, Run, new_decoder, train
 from styleapp.training.moves import followed, random_motion
 from styleapp.training.pairs import paired, tiled, where
-from styleapp.training.start import Start
+from styleapp.training.start import Start, statistics
 
 __all__ = ["DecoderOptions", "train_decoder"]
 
@@ -52,11 +53,17 @@ def train_decoder(
     options = options or DecoderOptions()
     photos = ImagePool(content, device=device, skipped=lambda e: report({"skipped": str(e)}))
     paintings = ImagePool(style, device=device, skipped=lambda e: report({"skipped": str(e)}))
-    run = _Run(encoder, options, torch.device(device), photos, paintings)
-    if init is not None:
-        Start.read(init).fill_decoder(run.decoder)
-        run.ema.load_state_dict(run.decoder.state_dict())
+    run = _Run(encoder, options, torch.device(device), photos, paintings, init)
     return train(run, out, report=report, photos=len(photos), paintings=len(paintings), **more)
+
+
+class _Network(nn.Module):
+    """What is trained: a decoder, and perhaps what it is told of a painting."""
+
+    def __init__(self, decoder: Decoder, shifts: ShiftPredictor | None) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.shifts = shifts
 
 
 class _Run(Run):
@@ -71,12 +78,28 @@ class _Run(Run):
         device: torch.device,
         photos: ImagePool,
         paintings: ImagePool,
+        init: Path | None,
     ) -> None:
         torch.manual_seed(options.seed)
-        self.decoder = new_decoder(encoder, options.width, options.norm, options.upsampling)
-        self.decoder.to(device).to(memory_format=torch.channels_last)
-        super().__init__(encoder, self.decoder, options, device)
+        encoder.to(device)
+        decoder = new_decoder(encoder, options.width, options.norm, options.upsampling)
+        start = None if init is None else Start.read(init)
+        if start is not None:
+            start.fill_decoder(decoder)
+        decoder.to(device).to(memory_format=torch.channels_last)
+        groups = [{"params": list(decoder.parameters()), "lr": options.lr}]
+        shifts = None
+        if options.shifts:
+            seen = sum(encoder.layer_channels.values()) - encoder.num_channels
+            shifts = ShiftPredictor(seen, sum(decoder.hidden.values())).to(device)
+            if start is None or not start.fill_shifts(shifts, decoder):
+                sizes = {"above": seen, encoder.last: encoder.num_channels}
+                shifts.standardize(statistics(encoder, paintings, options.size).split(sizes)["above"])
+            # A step of Adam changes a sum of hundreds of inputs by so much more.
+            groups.append({"params": list(shifts.parameters()), "lr": options.lr / 10, "weight_decay": 1e-2})
+        super().__init__(encoder, _Network(decoder, shifts), options, device, groups)
         self.photos, self.paintings = photos, paintings
+        self.stylizer = Stylizer(self.encoder, decoder, shifts=shifts)
         self.loss: Callable[..., Losses] = torch.compile(self._loss) if options.compile else self._loss
 
     def draw(self) -> tuple[Tensor | None, ...]:
@@ -97,8 +120,8 @@ class _Run(Run):
         return self.loss(*batch)
 
     def state(self) -> dict[str, Tensor]:
-        """Of the decoder."""
-        return dict(self.ema.state_dict())
+        """Of the decoder, and what it is told."""
+        return {name.removeprefix("decoder."): value for name, value in self.ema.state_dict().items()}
 
     def _loss(self, photo: Tensor, painting: Tensor, identity: Tensor, weight: Tensor, motion: Tensor | None) -> Losses:
         """Of all pairs.
@@ -106,7 +129,7 @@ class _Run(Run):
         An identity sample is a photo that is its own style: it takes part in every loss, and in the
         pixel loss besides.
         """
-        pairs = self.options.pairs
+        pairs, stylizer = self.options.pairs, self.stylizer
         with torch.no_grad():
             features = self.encoder.features(photo)
             own = [tiled(code_from_moments(moments(f)), pairs) for f in features]
@@ -116,13 +139,14 @@ class _Run(Run):
                 where(identity, mine, paired(code, pairs).lerp(paired(code, pairs, 1), weight))
                 for mine, code in zip(own, theirs, strict=True)
             ]
-            source = features[-1].repeat(pairs, 1, 1, 1)
-            stylizer = Stylizer(self.encoder, self.decoder)
-            target = stylizer.apply_code(source, wanted[-1])
+            target = stylizer.apply_code(features[-1].repeat(pairs, 1, 1, 1), wanted[-1])
+        # Where no style is, nothing is told: with a strength of 0 a decoder knows nothing but the photo.
+        shifts = stylizer.told(by_layer(wanted), (~identity).float())
 
         def decoded(target: Tensor) -> Tensor:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
-                return self.decoder(target)
+                picture: Tensor = stylizer.decoder(target, shifts=shifts)
+            return picture
 
         def stylize(moved: Tensor) -> Tensor:
             return decoded(stylizer.apply_code(self.encoder(moved).repeat(pairs, 1, 1, 1), wanted[-1]))
@@ -151,7 +175,8 @@ class _Run(Run):
         torch.manual_seed(0)
         a, b = (pool.crops(5, size, (1.0, 1.0)) for pool in (self.photos, self.paintings))
         rows = [torch.cat([torch.ones_like(a[:1]), a])]
-        stylizer = Stylizer(self.encoder, cast(Decoder, self.ema).eval())
+        ema = cast(_Network, self.ema).eval()
+        stylizer = Stylizer(self.encoder, ema.decoder, shifts=ema.shifts)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
             for painting in b.chunk(len(b)):
                 rows.append(torch.cat([painting, stylizer(a, stylizer.measure(painting))]))

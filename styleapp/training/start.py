@@ -18,12 +18,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from styleapp.errors import WeightsError
-from styleapp.models import CodePredictor, Decoder, StyleCode, Stylizer
+from styleapp.models import CodePredictor, Decoder, Encoder, ShiftPredictor, StyleCode, Stylizer, code_from_moments
+from styleapp.norms import moments
+from styleapp.training.data import ImagePool, painting_crops
 
-__all__ = ["Start", "spread", "widened"]
+__all__ = ["Start", "layer_codes", "spread", "statistics", "table_of", "widened"]
 
-_PREDICTOR, _DECODER = "predictor.", "decoder."
-"""What the names of their tensors begin with in the file of a conditional network."""
+_PREDICTOR, _DECODER, _SHIFTS = "predictor.", "decoder.", "shifts."
+"""What the names of their tensors begin with in a file."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Start:
         decoder, predictor: their state; empty where there is none.
         codes: (styles, 2, channels of all norms).
         styles: the names of the rows.
+        shifts: what is predicted for an AdaIN decoder, its state; empty where there is none.
     """
 
     file: Path
@@ -42,6 +45,7 @@ class Start:
     predictor: Mapping[str, Tensor]
     codes: Tensor
     styles: Sequence[str]
+    shifts: Mapping[str, Tensor]
 
     @staticmethod
     def read(file: Path) -> Start:
@@ -57,9 +61,10 @@ class Start:
         except (OSError, ValueError, SafetensorError) as error:
             raise WeightsError(f"{file}: not a file of weights: {error}") from None
         codes = tensors.pop("codes", torch.empty(0))
+        shifts = {k.removeprefix(_SHIFTS): tensors.pop(k) for k in list(tensors) if k.startswith(_SHIFTS)}
         predictor = {k.removeprefix(_PREDICTOR): v for k, v in tensors.items() if k.startswith(_PREDICTOR)}
         decoder = {k.removeprefix(_DECODER): v for k, v in tensors.items() if not k.startswith(_PREDICTOR)}
-        return Start(file, decoder, predictor, codes, styles)
+        return Start(file, decoder, predictor, codes, styles, shifts)
 
     def fill_decoder(self, decoder: Decoder) -> None:
         """Put the decoder of the file in this one.
@@ -71,6 +76,22 @@ class Start:
             decoder.load_state_dict(widened(self.decoder, decoder.state_dict()))
         except ValueError as error:
             raise WeightsError(f"{self.file}: no decoder of width {decoder.width:g} or less: {error}") from None
+
+    def fill_shifts(self, shifts: ShiftPredictor, decoder: Decoder) -> bool:
+        """Put what the file has for these in them; false where it has nothing. Further channels are told nothing.
+
+        Raises:
+            WeightsError: if it does not fit.
+        """
+        if not self.shifts:
+            return False
+        small = [len(self.decoder[f"{name}.bias"]) for name in decoder.hidden]
+        last = spread(self.shifts["last.weight"], shifts.last.weight.detach(), small, list(decoder.hidden.values()))
+        try:
+            shifts.load_state_dict({**self.shifts, "last.weight": last})
+        except RuntimeError as error:
+            raise WeightsError(f"{self.file}: no prediction of this shape: {error}") from None
+        return True
 
     def code(self, style: str, measured: StyleCode, stylizer: Stylizer) -> StyleCode:
         """The code of a style in the file, with further channels as measured; as measured altogether if it has none."""
@@ -103,6 +124,24 @@ class Start:
     def _sizes(self, stylizer: Stylizer) -> list[int]:
         """The channels of each norm of the network in the file."""
         return [stylizer.encoder.num_channels, *(len(self.decoder[f"{name}.bias"]) for name in stylizer.decoder.hidden)]
+
+
+@torch.no_grad()
+def statistics(encoder: Encoder, paintings: ImagePool, size: int, batches: int = 32, count: int = 8) -> StyleCode:
+    """Joined codes of relu1_1 to relu4_1 of random crops: what a prediction is standardised by."""
+    dtype = next(encoder.parameters()).dtype
+    crops = (painting_crops(paintings, count, size).to(dtype) for _ in range(batches))
+    return table_of([StyleCode.join(layer_codes(encoder, crop)) for crop in crops])
+
+
+def table_of(codes: Sequence[StyleCode]) -> StyleCode:
+    """One table of them."""
+    return StyleCode(torch.cat([c.gamma for c in codes]), torch.cat([c.beta for c in codes]))
+
+
+def layer_codes(encoder: Encoder, image: Tensor) -> list[StyleCode]:
+    """Moments of a picture at relu1_1 to relu4_1: what the style loss compares."""
+    return [code_from_moments(moments(f)) for f in encoder.features(image)]
 
 
 def spread(small: Tensor, wide: Tensor, small_sizes: Sequence[int], wide_sizes: Sequence[int], dim: int = 0) -> Tensor:

@@ -97,8 +97,10 @@ def lab_tab(service: Service) -> None:
                 raise OptionError("choose a photo and a style")
             transfer = service.transfer
             picture = transfer.fit(photo, Options(size=256))
-            features = transfer.networks.adain.encoder(filled(picture).rgb.to(transfer.device))
+            network = transfer.networks.adain
+            features = network.encoder(filled(picture).rgb.to(transfer.device))
             code = transfer.styles.code(style, service.stroke).to(transfer.device)
+            code = code.split(network.parts)[network.encoder.last]
             channels = features.shape[1]
             groups = {"gn": next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0)}.get(norm)
             matching = parse_norm(f"adagn:{groups}" if groups else NORMS[norm], channels)

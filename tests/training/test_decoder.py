@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from styleapp.errors import ImageError, OptionError, WeightsError
-from styleapp.models import Decoder, Encoder
+from styleapp.models import Decoder, Encoder, ShiftPredictor
 from styleapp.options import DecoderOptions
 from styleapp.training.data import ImagePool, colour_augmentation, painting_crops, patterns
 from styleapp.training.decoder import train_decoder
@@ -43,7 +43,11 @@ def test_losses_fall_and_the_file_fits(folders, tmp_path):
     assert 0 <= log[-1]["grid"] < 1
     state = load_file(out)
     assert all(t.dtype == torch.float16 for t in state.values())
+    told = {name.removeprefix("shifts."): state.pop(name) for name in list(state) if name.startswith("shifts.")}
     Decoder(16).load_state_dict(state)
+    shifts = ShiftPredictor(4 + 6 + 8, sum(Decoder(16).hidden.values()))
+    shifts.load_state_dict(told)
+    assert shifts.last.weight.abs().max() > 0 and (shifts.scale > 0.09).all() and shifts.mean.abs().max() > 0.1
     with safe_open(out, "pt") as stored:
         assert stored.metadata()["step"] == "60"
     assert list(out.with_suffix(".samples").glob("*.png"))

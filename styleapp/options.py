@@ -222,6 +222,7 @@ class DecoderOptions(TrainOptions):
         norm: a norm after each hidden convolution of the decoder: none, which is best, or for comparison bn, in, ln,
             gn:G or switchable.
         shifts: tell the decoder the painting's moments at relu1_1 to relu3_1 too; without, it is the paper's.
+        freeze: leave the decoder as it is and train what it is told alone, in half the time.
     """
 
     mix_share: float = 0.15
@@ -229,11 +230,14 @@ class DecoderOptions(TrainOptions):
     colour_share: float = 1.0
     norm: str = "none"
     shifts: bool = True
+    freeze: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.pairs > self.batch_size:  # as many paintings as photos are drawn
             raise OptionError(f"pairs must be at most batch_size ({self.batch_size}), got {self.pairs}")
+        if self.freeze and not self.shifts:
+            raise OptionError("freeze trains what the decoder is told, which is nothing without shifts")
 
 
 @dataclass(frozen=True)

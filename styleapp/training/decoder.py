@@ -86,7 +86,7 @@ class _Run(Run):
         start = None if init is None else Start.read(init)
         if start is not None:
             start.fill_decoder(decoder)
-        decoder.to(device).to(memory_format=torch.channels_last)
+        decoder.to(device).to(memory_format=torch.channels_last).requires_grad_(not options.freeze)
         groups = [{"params": list(decoder.parameters()), "lr": options.lr}]
         shifts = None
         if options.shifts:

@@ -24,7 +24,7 @@ from styleapp.options import TrainOptions
 
 __all__ = ["Losses", "Report", "Run", "learning_rate", "new_decoder", "train"]
 
-BEFORE = {"upsampling": "nearest", "skips": "", "shifts": False}
+BEFORE = {"upsampling": "nearest", "skips": "", "shifts": False, "freeze": False}
 """What a checkpoint had that is older than these options."""
 
 Report = Callable[[dict[str, Any]], None]

@@ -86,10 +86,11 @@ class Start:
         if not self.shifts:
             return False
         small = [len(self.decoder[f"{name}.bias"]) for name in decoder.hidden]
-        last = spread(self.shifts["last.weight"], shifts.last.weight.detach(), small, list(decoder.hidden.values()))
+        wide = list(decoder.hidden.values())
         try:
+            last = spread(self.shifts["last.weight"], shifts.last.weight.detach(), small, wide)
             shifts.load_state_dict({**self.shifts, "last.weight": last})
-        except RuntimeError as error:
+        except (KeyError, RuntimeError, ValueError) as error:
             raise WeightsError(f"{self.file}: no prediction of this shape: {error}") from None
         return True
 

@@ -58,6 +58,22 @@ def test_losses_fall_and_the_file_fits(folders, tmp_path):
     assert total[1] < 0.7 * total[0]
 
 
+def test_freeze_leaves_the_decoder_as_it_is(folders, tmp_path, weights):
+    out, init = tmp_path / "d.safetensors", weights / "adain_decoder.safetensors"
+    train(folders, out, replace(TINY, freeze=True), init=init)
+    before, after = load_file(init), load_file(out)
+    changed = {name for name in after if not torch.equal(before[name].half(), after[name])}
+    assert changed == {"shifts.last.weight"}
+    with pytest.raises(OptionError, match="freeze trains what the decoder is told, which is nothing without shifts"):
+        replace(TINY, freeze=True, shifts=False)
+
+
+def test_without_shifts_it_is_the_papers(folders, tmp_path):
+    out = tmp_path / "d.safetensors"
+    train(folders, out, replace(TINY, shifts=False))
+    assert set(load_file(out)) == set(Decoder(16).state_dict())
+
+
 def test_a_resumed_run_equals_an_unbroken_one(folders, tmp_path, one_step):
     train(folders, tmp_path / "whole.safetensors")
     broken = tmp_path / "broken.safetensors"

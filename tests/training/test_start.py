@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from styleapp.errors import WeightsError
-from styleapp.models import CodePredictor, Decoder, Encoder, StyleCode, Stylizer
+from styleapp.models import CodePredictor, Decoder, Encoder, ShiftPredictor, StyleCode, Stylizer
 from styleapp.training.start import Start, spread, widened
 
 PHOTO = torch.rand(1, 3, 40, 48, generator=torch.Generator().manual_seed(4))
@@ -93,6 +93,30 @@ def test_a_file_of_a_decoder_alone(tmp_path):
     assert torch.allclose(wide(features), small.half().float()(features), atol=1e-5)
     made = network(1.0)
     assert made.predictor is not None and not start.fill_predictor(made.predictor, made)
+
+
+def test_a_wider_decoder_is_told_the_same(tmp_path):
+    torch.manual_seed(2)
+    encoder, small, wide = Encoder(TINY_VGG), Decoder(16, 0.5), Decoder(16, 1.0)
+
+    def told(decoder: Decoder) -> Stylizer:
+        return alive(Stylizer(encoder, decoder, shifts=ShiftPredictor(18, sum(decoder.hidden.values()))))
+
+    before, after = told(small), told(wide)
+    assert before.shifts is not None and after.shifts is not None
+    nn.init.normal_(before.shifts.last.weight, std=0.05)
+    before.shifts.mean.fill_(-0.5)
+    file = tmp_path / "small.safetensors"
+    save_file(small.state_dict() | {f"shifts.{k}": v for k, v in before.shifts.state_dict().items()}, file)
+    start = Start.read(file)
+    start.fill_decoder(wide)
+    assert start.fill_shifts(after.shifts, wide)
+    code = before.measure(PAINTING)
+    assert torch.allclose(after(PHOTO, code), before(PHOTO, code), atol=1e-5)
+    with pytest.raises(WeightsError, match=r"small\.safetensors: no prediction of this shape"):
+        start.fill_shifts(ShiftPredictor(17, sum(wide.hidden.values())), wide)
+    save_file(small.state_dict(), file)
+    assert not Start.read(file).fill_shifts(after.shifts, wide)
 
 
 def test_what_does_not_fit_is_told(tmp_path):

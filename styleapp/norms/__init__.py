@@ -44,6 +44,7 @@ from styleapp.norms.kin import (
 )
 from styleapp.norms.mixed import (
     BatchInstanceNorm,
+    DistributionUncertainty,
     HalfInstanceNorm,
     IBNa,
     IBNb,
@@ -69,6 +70,7 @@ from styleapp.norms.population import (
     DomainBatchNorm,
     FrozenBatchNorm,
     GhostBatchNorm,
+    ModeNorm,
     batch_statistics,
     checkpoint_safe,
     momentum_from_keep,
@@ -96,6 +98,7 @@ __all__ = [
     "ConditionalLayerNorm",
     "ConditionalNorm",
     "DecorrelatedBatchNorm",
+    "DistributionUncertainty",
     "DomainBatchNorm",
     "DynamicErf",
     "DynamicTanh",
@@ -115,6 +118,7 @@ __all__ = [
     "LayerNorm2d",
     "LocalResponseNorm",
     "MixStyle",
+    "ModeNorm",
     "ModulatedNorm",
     "Moments",
     "Norm",

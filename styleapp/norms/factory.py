@@ -42,7 +42,7 @@ from styleapp.norms.named import (
     SyncBatchNorm,
 )
 from styleapp.norms.norm import Norm
-from styleapp.norms.population import BatchRenorm, DecorrelatedBatchNorm, FrozenBatchNorm, GhostBatchNorm
+from styleapp.norms.population import BatchRenorm, DecorrelatedBatchNorm, FrozenBatchNorm, GhostBatchNorm, ModeNorm
 
 __all__ = ["NORMS", "Report", "convert_norms", "convert_sync", "freeze", "make_norm", "unfreeze"]
 
@@ -54,6 +54,7 @@ NORMS: dict[str, Callable[..., nn.Module]] = {
     "brn": BatchRenorm,
     "dbn": functools.partial(DecorrelatedBatchNorm, iterations=None),
     "iternorm": DecorrelatedBatchNorm,
+    "modenorm": ModeNorm,
     "in": InstanceNorm,
     "ln": functools.partial(GroupNorm, num_groups=1),
     "ln2d": LayerNorm2d,
@@ -84,6 +85,7 @@ _ARGUMENT = {
     "ghostbn": "virtual_batch_size",
     "dbn": "num_groups",
     "iternorm": "num_groups",
+    "modenorm": "modes",
     "lrn": "size",
     "ibn-a": "ratio",
     "cin": "num_styles",

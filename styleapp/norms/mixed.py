@@ -12,7 +12,16 @@ from styleapp.norms.moments import Moments, moments
 from styleapp.norms.named import BatchNorm, InstanceNorm
 from styleapp.norms.norm import check_num_channels, next_momentum, per_channel, statistics
 
-__all__ = ["BatchInstanceNorm", "HalfInstanceNorm", "IBNa", "IBNb", "InstanceLayerNorm", "MixStyle", "SwitchableNorm"]
+__all__ = [
+    "BatchInstanceNorm",
+    "DistributionUncertainty",
+    "HalfInstanceNorm",
+    "IBNa",
+    "IBNb",
+    "InstanceLayerNorm",
+    "MixStyle",
+    "SwitchableNorm",
+]
 
 
 class SwitchableNorm(nn.Module):
@@ -288,3 +297,51 @@ class MixStyle(nn.Module):
     def extra_repr(self) -> str:
         """What is shown by print(module)."""
         return f"p={self.p}, alpha={self.alpha}, eps={self.eps}"
+
+
+class DistributionUncertainty(nn.Module):
+    """DSU (Li et al. 2022, arXiv 2202.03958): in training, the moments of each sample are drawn at random.
+
+    y = γ · (x - μ) / σ + β, β = μ + ε Σ_μ, γ = σ + ε' Σ_σ, ε and ε' ~ N(0, 1) for each sample and channel; Σ_μ and Σ_σ
+    are the deviations, over the batch, of μ and of σ (eq. 4 to 9, all of them biased; the authors' code divides by one
+    less). Unlike :class:`MixStyle` it leaves the span of the batch's styles, and gradients go through the moments. In
+    evaluation it does nothing.
+
+    Args:
+        p: how often; the paper takes 0.5.
+        factor: of the noise; 1 in the paper.
+        eps: added to the variances.
+
+    Shape:
+        (N, C, *) with a spatial part, to the same.
+
+    Raises:
+        ValueError: for a ``p`` outside [0,1] or a negative ``factor``.
+    """
+
+    def __init__(self, p: float = 0.5, *, factor: float = 1.0, eps: float = 1e-6) -> None:
+        super().__init__()
+        if not 0 <= p <= 1:
+            raise ValueError(f"p must be from 0 to 1, got {p}")
+        if factor < 0:
+            raise ValueError(f"factor must be 0 or more, got {factor}")
+        self.p = p
+        self.factor = factor
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Draw moments, or leave them."""
+        if not self.training or x.shape[0] < 2 or float(torch.rand(())) >= self.p:
+            return x
+        own = statistics(x)
+        std = own.std(self.eps)
+        return normalize(x, own, self._drawn(std), self._drawn(own.mean), self.eps)
+
+    def _drawn(self, of_samples: Tensor) -> Tensor:
+        """Around that of each sample, by as much as samples differ."""
+        spread = (of_samples.var(0, correction=0, keepdim=True) + self.eps).sqrt()
+        return of_samples + self.factor * torch.randn_like(of_samples) * spread
+
+    def extra_repr(self) -> str:
+        """What is shown by print(module)."""
+        return f"p={self.p}, factor={self.factor}, eps={self.eps}"

@@ -1,4 +1,4 @@
-"""Which population batch norm's statistics stand for: running, frozen, precise, virtual, per domain, and whitened.
+"""Which population batch norm's statistics stand for: running, frozen, precise, virtual, by domain or mode, whitened.
 
 Section numbers are those of "Rethinking 'Batch' in BatchNorm" (Wu and Johnson 2021, arXiv 2105.07576).
 """
@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from styleapp.norms.functional import EPS, covariance, normalize, root
 from styleapp.norms.moments import Moments, merge, moments
 from styleapp.norms.named import BatchNorm
-from styleapp.norms.norm import check_groups, next_momentum, per_channel
+from styleapp.norms.norm import check_groups, check_num_channels, next_momentum, per_channel
 
 __all__ = [
     "BatchRenorm",
@@ -25,6 +25,7 @@ __all__ = [
     "DomainBatchNorm",
     "FrozenBatchNorm",
     "GhostBatchNorm",
+    "ModeNorm",
     "batch_statistics",
     "checkpoint_safe",
     "momentum_from_keep",
@@ -316,6 +317,108 @@ class DomainBatchNorm(nn.Module):
         if self.weight is None or self.bias is None:
             return y
         return torch.addcmul(per_channel(self.bias, x).to(y), y, per_channel(self.weight, x).to(y))
+
+
+class ModeNorm(nn.Module):
+    """Mode normalisation (Deecke, Murray and Bilen 2019, arXiv 1810.05466): batch norm of K kinds of samples at once.
+
+        g_n = softmax(W φ_n + b), φ_n the means of sample n over its positions (K shares that add up to 1)
+        y_n = γ · Σ_k g_nk (x_n - μ_k) / sqrt(σ_k² + ε) + β
+
+    μ_k and σ_k² are the moments of the batch in which sample n counts g_nk, merged from those of the samples; in
+    evaluation the running ones. As in the paper it is E[x²] whose running average is taken, here as the
+    variance that goes with it, so that large means lose no digits. With one mode it is batch norm, but for this and
+    for torch's running variance being the unbiased one.
+
+    Args:
+        num_channels: C.
+        modes: K.
+        eps: added to the variances.
+        affine: learn γ and β.
+        momentum: weight of the new batch in the running statistics; None for the plain mean of all batches.
+
+    Shape:
+        (N, C, *) with a spatial part, to the same.
+
+    Raises:
+        ValueError: for fewer than one mode, another number of channels, or in training a single value a channel.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        modes: int = 2,
+        eps: float = EPS,
+        affine: bool = True,
+        momentum: float | None = 0.1,
+    ) -> None:
+        super().__init__()
+        if modes < 1:
+            raise ValueError(f"modes must be at least 1, got {modes}")
+        self.num_channels = num_channels
+        self.modes = modes
+        self.eps = eps
+        self.momentum = momentum
+        self.gate = nn.Linear(num_channels, modes)
+        nn.init.normal_(self.gate.weight, std=0.01)  # equal filters would stay equal
+        nn.init.zeros_(self.gate.bias)
+        self.weight = nn.Parameter(torch.ones(num_channels)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(num_channels)) if affine else None
+        self.register_buffer("running_mean", torch.zeros(modes, num_channels))
+        self.register_buffer("running_var", torch.ones(modes, num_channels))
+        self.register_buffer("num_batches_tracked", torch.tensor(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise."""
+        check_num_channels(self, x)
+        own = moments(x, range(2, x.dim()))
+        if self.training and x.shape[0] * own.count <= 1:
+            raise ValueError(f"expected more than 1 value per channel when training, got shape {tuple(x.shape)}")
+        mean, var, wide = own.mean.flatten(1), own.var.flatten(1), own.mean.dtype
+        shares = nn.functional.linear(mean, self.gate.weight.to(wide), self.gate.bias.to(wide)).softmax(1)
+        if self.training:
+            of_modes = self._merged(shares, mean, var)
+            self._track(of_modes, shares.sum(0))
+        else:
+            of_modes = Moments(0, self.running_mean.to(wide), self.running_var.to(wide))
+        # All modes share x: Σ_k g_nk (x - μ_k) / σ_k is a scale and a shift of each sample and channel.
+        scales = (of_modes.var + self.eps).rsqrt()
+        scale = shares @ scales
+        centre = shares @ (of_modes.mean * scales) / scale
+        shape = (*scale.shape, *[1] * (x.dim() - 2))
+        weight = None if self.weight is None else per_channel(self.weight, x).to(wide)
+        gamma = scale.view(shape) if weight is None else scale.view(shape) * weight
+        beta = None if self.bias is None else per_channel(self.bias, x).to(wide)
+        found = Moments(0, centre.view(shape), torch.ones_like(centre).view(shape))
+        return normalize(x, found, gamma, beta, eps=0.0)
+
+    @staticmethod
+    def _merged(shares: Tensor, mean: Tensor, var: Tensor) -> Moments:
+        """Moments of the modes, (K, C), from shares (N, K) and the moments of the samples, (N, C)."""
+        counts = shares.sum(0)
+        weights = (shares / counts.clamp_min(torch.finfo(counts.dtype).tiny)).T  # (K, N)
+        of_modes = weights @ mean
+        apart = (mean - of_modes[:, None]).square()  # (K, N, C)
+        return Moments(0, of_modes, torch.einsum("kn,knc->kc", weights, var + apart))
+
+    @torch.no_grad()
+    def _track(self, new: Moments, counts: Tensor) -> None:
+        """Merge into the running moments those of the modes that have samples at all."""
+        momentum = next_momentum(self.num_batches_tracked, self.momentum)
+        share = momentum * (counts > 0).to(self.running_mean)[:, None]
+        apart = new.mean.to(self.running_mean) - self.running_mean
+        self.running_mean += share * apart
+        self.running_var.lerp_(new.var.to(self.running_var), share)
+        self.running_var += share * (1 - share) * apart.square()
+
+    def extra_repr(self) -> str:
+        """What is shown by print(module)."""
+        return f"{self.num_channels}, modes={self.modes}, eps={self.eps}, momentum={self.momentum}"
 
 
 def _tracking(model: nn.Module) -> dict[str, _BatchNorm]:

@@ -37,6 +37,7 @@ def test_arguments_callables_and_none():
     assert make_norm("cin:24", 8).num_styles == 24
     assert make_norm("ln", 32).num_groups == 1
     assert make_norm("iternorm:4", 32).num_groups == make_norm("evonorm_s0:4", 32).num_groups == 4
+    assert make_norm("modenorm:3", 32).modes == 3
     assert make_norm("dbn", 32).iterations is None and make_norm("lrn:3", 32).size == 3
     assert make_norm("pono", 4).over == "position"
     assert isinstance(make_norm(nn.BatchNorm2d, 4), nn.BatchNorm2d)

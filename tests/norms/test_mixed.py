@@ -5,6 +5,7 @@ from torch import nn
 
 from styleapp.norms import (
     BatchInstanceNorm,
+    DistributionUncertainty,
     GroupNorm,
     HalfInstanceNorm,
     IBNa,
@@ -198,6 +199,46 @@ class TestMixStyle:
         for bad in ({"p": 2}, {"alpha": 0}):
             with pytest.raises(ValueError, match="must be"):
                 MixStyle(**bad)
+
+
+class TestDistributionUncertainty:
+    def test_the_formula(self):
+        torch.manual_seed(3)
+        y = DistributionUncertainty(p=1, factor=0.5)(X)
+        torch.manual_seed(3)
+        torch.rand(())
+        std = (X.var((2, 3), correction=0, keepdim=True) + 1e-6).sqrt()
+        mean = X.mean((2, 3), keepdim=True)
+        gamma, beta = (
+            t + 0.5 * torch.randn_like(t) * (t.var(0, correction=0, keepdim=True) + 1e-6).sqrt() for t in (std, mean)
+        )
+        assert torch.allclose(y, gamma * (X - mean) / std + beta, atol=1e-12)
+
+    def test_it_draws_around_the_moments_by_as_much_as_samples_differ(self):
+        torch.manual_seed(0)
+        norm, own = DistributionUncertainty(p=1), moments(X)
+        means = torch.stack([moments(norm(X)).mean for _ in range(2000)])
+        spread = own.mean.std(0, correction=0)
+        assert torch.allclose(means.mean(0), own.mean, atol=0.1 * float(spread.max()))
+        assert torch.allclose(means.std(0), spread.expand_as(own.mean), rtol=0.1)
+
+    def test_gradients_go_through_the_moments(self):
+        def drawn(x):
+            torch.manual_seed(1)
+            return DistributionUncertainty(p=1)(x)
+
+        assert torch.autograd.gradcheck(drawn, torch.randn(3, 2, 3, 3, dtype=torch.float64, requires_grad=True))
+
+    def test_how_often(self):
+        torch.manual_seed(0)
+        norm = DistributionUncertainty(p=0.25)
+        assert 70 < sum(norm(X) is not X for _ in range(400)) < 130
+        assert norm.eval()(X) is X
+        one = X[:1]  # nothing it could differ from
+        assert DistributionUncertainty(p=1)(one) is one
+        for bad in ({"p": 2}, {"factor": -1}):
+            with pytest.raises(ValueError, match="must be"):
+                DistributionUncertainty(**bad)
 
 
 @pytest.mark.parametrize(

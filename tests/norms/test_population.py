@@ -17,6 +17,7 @@ from styleapp.norms import (
     DomainBatchNorm,
     FrozenBatchNorm,
     GhostBatchNorm,
+    ModeNorm,
     batch_statistics,
     checkpoint_safe,
     momentum_from_keep,
@@ -386,3 +387,76 @@ class TestDecorrelated:
             DecorrelatedBatchNorm(8)(torch.randn(2, 4))
         with pytest.raises(ValueError, match="more than 1 value"):
             DecorrelatedBatchNorm(8)(torch.randn(1, 8))
+
+
+class TestModeNorm:
+    x = 3 * torch.randn(5, 4, 6, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) + 2
+
+    def norm(self, modes: int, **options) -> ModeNorm:
+        torch.manual_seed(7)
+        norm = ModeNorm(4, modes=modes, **options).double()
+        for parameter in norm.parameters():
+            nn.init.normal_(parameter, 0.5)
+        return norm
+
+    def test_the_formula(self):
+        norm, x = self.norm(3), self.x
+        shares = (x.mean((2, 3)) @ norm.gate.weight.T + norm.gate.bias).softmax(1)
+        wanted = torch.zeros_like(x)
+        for k in range(3):
+            g = shares[:, k].view(-1, 1, 1, 1)
+            mean = (g * x).mean((2, 3), keepdim=True).sum(0, keepdim=True) / g.sum()
+            var = (g * (x - mean) ** 2).mean((2, 3), keepdim=True).sum(0, keepdim=True) / g.sum()
+            wanted += g * (x - mean) / (var + norm.eps).sqrt()
+        wanted = wanted * norm.weight.view(1, -1, 1, 1) + norm.bias.view(1, -1, 1, 1)
+        assert torch.allclose(norm(x), wanted, atol=1e-12)
+
+    @pytest.mark.parametrize("shape", [(6, 4, 9), (6, 4, 3, 5)])
+    def test_one_mode_is_batch_norm(self, shape):
+        norm, plain = ModeNorm(4, modes=1, momentum=1.0), BatchNorm(4, momentum=1.0)
+        x = torch.randn(shape)
+        assert torch.allclose(norm(x), plain(x), atol=1e-5)
+        count = x.numel() / 4
+        assert torch.allclose(norm.running_var[0] * count / (count - 1), plain.running_var, atol=1e-5)
+        assert torch.allclose(norm.eval()(x), norm.train()(x), atol=1e-5)
+
+    def test_modes_that_are_apart_are_normalised_apart(self):
+        norm = ModeNorm(4).double()
+        with torch.no_grad():
+            norm.gate.weight.copy_(torch.tensor([[100.0] * 4, [-100.0] * 4]))
+        light, dark = self.x.abs() + 3, -2 * self.x.abs() - 1
+        found = norm(torch.cat([light, dark]))
+        for part, y in zip((light, dark), found.chunk(2), strict=True):
+            assert torch.allclose(y, BatchNorm(4).double()(part), atol=1e-9)
+        assert torch.allclose(norm(light), found[:5], atol=1e-9)  # a mode that has no samples does no harm
+
+    @pytest.mark.parametrize("momentum", [0.3, None])
+    def test_running_averages_are_those_of_x_and_of_its_square(self, momentum):
+        norm = self.norm(2, momentum=momentum)
+        mean, square = torch.zeros(2, 4), torch.ones(2, 4)
+        for i in range(3):
+            x = (i + 1) * self.x + i
+            shares = (x.mean((2, 3)) @ norm.gate.weight.T + norm.gate.bias).softmax(1).T.detach()
+            shares = shares / shares.sum(1, keepdim=True)
+            new = momentum or 1 / (i + 1)
+            mean = (1 - new) * mean + new * shares @ x.mean((2, 3))
+            square = (1 - new) * square + new * shares @ (x**2).mean((2, 3))
+            norm(x)
+        assert torch.allclose(norm.running_mean, mean.double(), atol=1e-12)
+        assert torch.allclose(norm.running_var, square - mean**2, atol=1e-10)
+        assert norm.num_batches_tracked == 3
+
+        norm.eval()
+        before = state(norm)
+        whole = norm(self.x)
+        assert same_state(before, state(norm))
+        assert torch.allclose(whole, torch.cat([norm(x) for x in self.x.split(1)]), atol=1e-12)
+
+    def test_what_it_refuses(self):
+        with pytest.raises(ValueError, match="modes must be at least 1, got 0"):
+            ModeNorm(4, modes=0)
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            ModeNorm(4)(torch.zeros(1, 4, 1, 1))
+        with pytest.raises(ValueError, match="4"):
+            ModeNorm(4)(torch.zeros(2, 3, 5, 5))
+        assert torch.equal(ModeNorm(4)(torch.zeros(2, 4, 3, 3)), torch.zeros(2, 4, 3, 3))

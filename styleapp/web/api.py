@@ -35,6 +35,7 @@ class _Endpoints:
         norm: str = "auto",
         color: str = "none",
         detail: float = 1.0,
+        work_size: float = Options.work_size,
     ) -> tuple[Image.Image, str]:
         """Stylize a photo.
 
@@ -50,6 +51,8 @@ class _Endpoints:
             color: none, luma, coral, histogram or palette.
             detail: how much of the photo's fine texture cin and in see: from 0, broad and smooth strokes, to 1, as
                 they were trained.
+            work_size: short side that is painted at most: larger photos are reduced for it and the result is enlarged
+                again, so that strokes are as broad as on a small photo; 0 for the photo's own, with fine strokes.
 
         Returns:
             The picture, and a line with its size, the seconds it took and the device.
@@ -62,6 +65,7 @@ class _Endpoints:
                 norm=norm or "auto",
                 color=color or "none",
                 detail=detail,
+                work_size=round(work_size),
             )
         _, after, line = self.service.stylize(photo, painting or style, options, files=(painting,))
         return after, line
@@ -198,6 +202,7 @@ def endpoints(service: Service) -> None:
         norm = gr.Textbox("auto", label="norm", info=", ".join(NORM_EXAMPLES))
         color = gr.Dropdown(COLOURS, value="none", label="color")
         detail = gr.Slider(0, 1, 1.0, label="detail")
+        work_size = gr.Number(Options.work_size, label="work_size")
         weights, methods = gr.JSON(label="weights"), gr.JSON(label="methods")
         masks, parts = gr.File(label="masks", file_count="multiple"), gr.JSON(label="regions")
         rest, feather = gr.Textbox("", label="rest"), gr.Number(8, label="feather")
@@ -207,7 +212,7 @@ def endpoints(service: Service) -> None:
         records = gr.JSON()
         gr.Button().click(
             does.stylize,
-            [photo, painting, style, alpha, style_size, size, norm, color, detail],
+            [photo, painting, style, alpha, style_size, size, norm, color, detail, work_size],
             [picture, line],
             api_name="stylize",
             **service.queue,

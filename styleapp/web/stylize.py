@@ -58,6 +58,11 @@ def stylize_tab(service: Service, page: gr.Blocks) -> None:
                 color = gr.Dropdown([(COLOUR_NAMES[c], c) for c in COLOURS], value="none", label="Colours")
                 detail = gr.Slider(0, 1, defaults.detail, step=0.05, label="Fine detail of the photo (CIN)")
                 size = gr.Number(defaults.size, label="Short side of the result (0: as the photo)", precision=0)
+                work_size = gr.Number(
+                    defaults.work_size,
+                    label="Large photos: strokes as on one of this short side (0: fine ones)",
+                    precision=0,
+                )
         with gr.Column(scale=3, min_width=320):
             result = gr.ImageSlider(
                 label="Photo and result",
@@ -90,7 +95,7 @@ def stylize_tab(service: Service, page: gr.Blocks) -> None:
                 buttons=[],
             )
     made = gr.State(value=None, time_to_live=3600)  # (path of the result, what it was made with)
-    look = [alpha, style_size, norm, color, detail, size]
+    look = [alpha, style_size, norm, color, detail, size, work_size]
     controls = [photo, painting, style, *look]
 
     does = _Handlers(service)
@@ -135,13 +140,14 @@ class _Handlers:
         color: str,
         detail: float,
         size: float | None,
+        work_size: float | None,
         fmt: str,
         earlier: list[Any] | None,
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 - how Gradio finds it
     ) -> tuple[Any, ...]:
         norm = self.network(norm, style, painting, color, style_size)
-        options = options_of(alpha, style_size, norm, color, detail, size)
+        options = options_of(alpha, style_size, norm, color, detail, size, work_size)
         before, after, line = self.service.stylize(
             photo,
             painting or style,
@@ -165,9 +171,9 @@ class _Handlers:
         )
 
     def preview(self, photo: str | None, painting: str | None, style: str | None, *look: Any) -> tuple[Any, Any]:
-        alpha, style_size, norm, color, detail, size = look
+        alpha, style_size, norm, color, detail, size, work_size = look
         norm = self.network(norm, style, painting, color, style_size)
-        options = options_of(alpha, style_size, norm, color, detail, size)
+        options = options_of(alpha, style_size, norm, color, detail, size, work_size)
         found = self.service.preview(photo, painting or style, options)
         return (found, "Preview. Press Stylize for the full size.") if found else (gr.skip(), gr.skip())
 
@@ -206,14 +212,14 @@ def _restored(
         found.append(given["norm"] if given.get("norm") in networks else gr.skip())
         found.append(given["color"] if given.get("color") in COLOURS else gr.skip())
         found.append(_number(given.get("detail"), detail.minimum, detail.maximum))
-        found.append(_number(given.get("size"), 0, 10_000))
+        found += [_number(given.get(key), 0, 10_000) for key in ("size", "work")]
         return found
 
     return restored
 
 
-_COPY_LINK = """(style, alpha, stroke, norm, color, detail, size) => {
-  const said = new URLSearchParams({style, alpha, stroke, norm, color, detail, size});
+_COPY_LINK = """(style, alpha, stroke, norm, color, detail, size, work) => {
+  const said = new URLSearchParams({style, alpha, stroke, norm, color, detail, size, work});
   const link = location.origin + location.pathname + '?' + said;
   history.replaceState(null, '', link);
   if (navigator.clipboard) navigator.clipboard.writeText(link).catch(() => {});
@@ -221,7 +227,13 @@ _COPY_LINK = """(style, alpha, stroke, norm, color, detail, size) => {
 
 
 def options_of(
-    alpha: float, style_size: float, norm: str | None, color: str | None, detail: float, size: float | None
+    alpha: float,
+    style_size: float,
+    norm: str | None,
+    color: str | None,
+    detail: float,
+    size: float | None,
+    work_size: float | None,
 ) -> Options:
     """The options that the fields of a tab say.
 
@@ -236,6 +248,7 @@ def options_of(
             color=color or "none",
             detail=detail if norm == "cin" else 1.0,
             size=round(size or 0),
+            work_size=round(work_size or 0),
         )
 
 

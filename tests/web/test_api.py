@@ -56,6 +56,17 @@ def test_detail(client, transfer, photo):
         call(client, photo, norm="adain", detail=0.25)
 
 
+def test_work_size(client, transfer, photo):
+    """Photos are reduced as by everyone else; of the photo's own size on request."""
+    result, _ = call(client, photo, style_size=128, work_size=32)
+    wanted = transfer.stylize(photo, "great-wave", alpha=0.6, style_size=128, work_size=32)
+    assert np.array_equal(np.asarray(Image.open(result)), np.asarray(wanted))
+    whole, _ = call(client, photo, style_size=128, work_size=0)
+    assert not np.array_equal(np.asarray(Image.open(result)), np.asarray(Image.open(whole)))
+    with pytest.raises(Exception, match=r"ork_size must be 0 .* or at least 16 pixels, got 3"):
+        call(client, photo, work_size=3)
+
+
 def test_mix(client, transfer, photo):
     weights = {"great-wave": 3, "the-visit": 1}
     result, _ = client.predict(handle_file(photo), weights, 1, 0, api_name="/mix")

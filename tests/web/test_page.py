@@ -36,7 +36,7 @@ def test_a_visitor_stylizes_a_photo(visit, photo, transfer, name, width, dark):
 
 
 def test_sliders_preview_and_settings_come_back_from_a_link(visit, photo):
-    visitor = visit(query="?style=the-visit&alpha=0.35&color=luma&norm=bad&stroke=1e9&detail=0.3")
+    visitor = visit(query="?style=the-visit&alpha=0.35&color=luma&norm=bad&stroke=1e9&detail=0.3&work=32")
     page = visitor.page
     strength = page.get_by_role("spinbutton", name="number input for Strength").first
     page.wait_for_timeout(500)
@@ -48,7 +48,7 @@ def test_sliders_preview_and_settings_come_back_from_a_link(visit, photo):
     visitor.button("Copy link")
     page.wait_for_timeout(300)
     assert "alpha=0.5" in page.url and "style=the-visit" in page.url and "color=luma" in page.url
-    assert "detail=0.3" in page.url
+    assert "detail=0.3" in page.url and "work=32" in page.url
 
 
 def test_result_as_photo_earlier_results_and_another_format(visit, photo):

@@ -171,7 +171,7 @@ def test_plain_http(url, photo, transfer):
     with httpx.Client(base_url=url, timeout=30) as http:
         path = http.post("/gradio_api/upload", files={"files": photo.read_bytes()}).json()[0]
         image = {"path": path, "meta": {"_type": "gradio.FileData"}}
-        data = [image, None, "great-wave", 1, 64, 0, "adain", "none", 1]
+        data = [image, None, "great-wave", 1, 64, 0, "adain", "none", 1, 1080]
         event = http.post("/gradio_api/call/stylize", json={"data": data}).json()["event_id"]
         lines = http.get(f"/gradio_api/call/stylize/{event}").text.splitlines()
         assert "event: complete" in lines

@@ -7,6 +7,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# Most tests use one core: a process for each core, idle ones taking over tests from the others.
+PYTEST = -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 # One stamp for each set of packages: made again only when pyproject.toml changes.
 $(VENV)/installed: pyproject.toml
@@ -31,12 +33,12 @@ lint: $(VENV)/installed-dev
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST)
 
 test-oldest:
 	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint tests/oldest.txt
-	.venv-oldest/bin/python -m pytest
+	.venv-oldest/bin/python $(PYTEST)
 
 clean:
 	rm -rf $(VENV) .venv-oldest out

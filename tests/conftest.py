@@ -20,6 +20,12 @@ from torch import Tensor
 from styleapp.models import CodePredictor, Decoder, Encoder, ShiftPredictor, Stylizer
 from styleapp.pipeline import StyleTransfer
 
+# Processes side by side (`make test`) share the cores; those that a test starts inherit the environment.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    threads = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    torch.set_num_threads(threads)
+
 TINY_VGG = (4, 4, "M", 6, 6, "M", 8, 8, 8, 8, "M", 16)
 SIZES = (32, 64, 128)
 FILES = [

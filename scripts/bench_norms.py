@@ -87,6 +87,7 @@ def cases(device: torch.device) -> dict[str, tuple[Callable[..., Any], nn.Module
         "SPADE, 128 hidden channels": (lambda x: spade(x, label), instance, IMAGE, False),
         "SEAN, 3 regions": (lambda x: sean(x, label.softmax(1), codes), instance, IMAGE, False),
         "EFDM": (lambda x: n.efdm(x, x.detach().flip(-1)), instance, IMAGE, False),
+        "OT": (lambda x: n.ot(x, x.detach().flip(-1)), instance, IMAGE, False),
         "WCT": (lambda x: n.wct(x, x.detach().flip(-1)), instance, IMAGE, False),
     }
 

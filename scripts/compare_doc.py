@@ -186,7 +186,7 @@ CIN, great-wave to the-visit:
     styleapp compare photo.jpg --style great-wave --sweep groups -o groups.png
     styleapp weights import candy.pth && styleapp compare photo.jpg --style candy --methods in
 
-The page has a slider between any two pictures. WCT and EFDM need the painting itself, so give a file.
+The page has a slider between any two pictures. WCT, OT and EFDM need the painting itself, so give a file.
 """
 
 

@@ -27,7 +27,7 @@ from styleapp.pipeline import StyleTransfer
 
 __all__ = ["METHODS", "Cell", "Comparison", "as_records", "compare", "decoder_sweep", "group_sweep"]
 
-METHODS = ("adain", "cin", "in", "adaln", "adagn:32", "adabn", "efdm", "wct")
+METHODS = ("adain", "cin", "in", "adaln", "adagn:32", "adabn", "efdm", "wct", "ot")
 """What is compared if nothing is asked for; each is a ``norm`` of :class:`styleapp.options.Options`."""
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from styleapp.errors import ImageError, OptionError, unknown_name
 from styleapp.images import Picture, quantized, strips, unit
 from styleapp.models import StyleCode
-from styleapp.norms import Over, feather, wct_matrix
+from styleapp.norms import Over, feather, ot_matrix, wct_matrix
 from styleapp.options import NORM_EXAMPLES, NORM_NAMES
 
 __all__ = [
@@ -46,22 +46,26 @@ def normalized(weights: Sequence[float]) -> list[float]:
 # What is matched
 
 
+COVARIANCE = {"wct": wct_matrix, "ot": ot_matrix}
+"""Ways of taking on the full covariance: the matrix for the covariances of content and style."""
+
+
 @dataclass(frozen=True)
 class Matching:
     """How content takes on a style: the moments over some axes, the full covariance, or every value.
 
     Attributes:
-        kind: "moments" (AdaIN and its kin), "wct" or "efdm".
+        kind: "moments" (AdaIN and its kin), one of :data:`COVARIANCE`, or "efdm".
         over, num_groups: of the moments, as for :func:`styleapp.norms.statistics`.
     """
 
-    kind: Literal["moments", "wct", "efdm"] = "moments"
+    kind: Literal["moments", "wct", "ot", "efdm"] = "moments"
     over: Over = "instance"
     num_groups: int | None = None
 
 
 def parse_norm(text: str, num_channels: int) -> Matching:
-    """ "adain", "adaln", "adagn:32", "adabn", "efdm" or "wct"; "cin", "in" and "decoder:bn" match each channel too.
+    """One of :data:`styleapp.options.NORM_NAMES`; "cin", "in" and "decoder:bn" match each channel, as "adain" does.
 
     Raises:
         OptionError: for anything else, or groups that do not divide the channels.
@@ -69,10 +73,9 @@ def parse_norm(text: str, num_channels: int) -> Matching:
     name, _, argument = text.partition(":")
     if name not in NORM_NAMES or (argument and name not in ("adagn", "decoder")):
         raise unknown_name("norm", text, NORM_EXAMPLES)
-    if name == "wct":
-        return Matching("wct")
-    if name == "efdm":
-        return Matching("efdm")
+    more = {"wct": Matching("wct"), "ot": Matching("ot"), "efdm": Matching("efdm")}
+    if name in more:
+        return more[name]
     if name != "adagn":
         over: dict[str, Over] = {"adaln": "layer", "adabn": "batch"}
         return Matching(over=over.get(name, "instance"))

@@ -29,7 +29,7 @@ __all__ = [
 DEVICES = ("auto", "cpu", "cuda", "cuda:0")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 COLOURS = ("none", "luma", "coral", "histogram", "palette")
-NORM_NAMES = ("auto", "adain", "cin", "in", "adaln", "adabn", "efdm", "wct", "adagn", "decoder")
+NORM_NAMES = ("auto", "adain", "cin", "in", "adaln", "adabn", "efdm", "wct", "ot", "adagn", "decoder")
 UPSAMPLINGS = ("bilinear", "nearest")
 SKIPS = ("relu1_1", "relu2_1", "relu3_1")
 NORM_EXAMPLES = (*NORM_NAMES[:-2], "adagn:32", "decoder:bn")
@@ -64,10 +64,10 @@ class Options:
         norm: auto (cin for paintings, and for the styles that its network has learned at this stroke size; else adain),
             or which statistics of the photo become those of the painting: adain (each channel's), adaln (all
             channels'), adagn:G (those of G groups), adabn (each channel's over a batch, which for one photo is adain),
-            wct (the covariance too), efdm (every value); the last two need a painting, not a built-in style. Or
-            another network: cin (codes at every layer of the decoder, learned, or predicted for a painting that it
-            does not know), in (one network for one style), decoder:NORM (adain with a small decoder that has none, bn,
-            in, ln, gn or switchable norms inside, which is worse: for comparisons).
+            wct (the covariance too), ot (likewise, with the least change), efdm (every value); the last three need a
+            painting, not a built-in style. Or another network: cin (codes at every layer of the decoder, learned, or
+            predicted for a painting that it does not know), in (one network for one style), decoder:NORM (adain with a
+            small decoder that has none, bn, in, ln, gn or switchable norms inside, which is worse: for comparisons).
         detail: how much of the photo's fine texture (fur, leaves, brickwork) cin and in see: from 0, broad and
             smooth strokes, to 1, as they were trained.
         color: none (the painting's), luma (the photo's colours, stylized brightness), coral or histogram (the

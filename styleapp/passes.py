@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from styleapp.controls import Mask, Matching, Window
+from styleapp.controls import COVARIANCE, Mask, Matching, Window
 from styleapp.disk import scratch_array
 from styleapp.errors import OptionError
 from styleapp.images import Picture, unit
 from styleapp.memory import is_out_of_memory
 from styleapp.models import StyleCode, Stylizer, code_from_moments
 from styleapp.models.decoder import Skips
-from styleapp.norms import Moments, efdm, merge, moments, normalize, pool_moments, wct_matrix, weighted_moments
+from styleapp.norms import Moments, efdm, merge, moments, normalize, pool_moments, weighted_moments
 from styleapp.tiles import Note, Plan, cells_of, each, halo_of, layer_bytes, windows
 
 __all__ = [
@@ -80,7 +80,7 @@ def measure_content(
     channels = stylizer.encoder.num_channels
     parts: list[Moments] = []
     weights = _Weights(picture)
-    second = torch.zeros(channels, channels, dtype=torch.float64) if matching.kind == "wct" else None
+    second = torch.zeros(channels, channels, dtype=torch.float64) if matching.kind in COVARIANCE else None
     last = stylizer.encoder.last
     besides = stylizer.decoder.skips_between(None, None) if plan.keep else []
     skips: dict[str, Tensor] = {}
@@ -102,7 +102,7 @@ def measure_content(
         weight = None
         if second is None:
             weight = weights(w, 8, features)
-        else:  # weights make directions of tiny variance, which WCT would blow up: there all positions count alike
+        else:  # weights make directions of tiny variance, which these would blow up: there all positions count alike
             flat = features[0].flatten(1).double()
             second.add_((flat @ flat.T).cpu())
         if keep and w.size == cells:
@@ -446,7 +446,7 @@ def transform(style: StyleCode | Tensor, content: Content, matching: Matching, e
     target = flat.mean(-1, keepdim=True)
     centred = flat - target
     covariance = centred @ centred.mT / flat.shape[-1]
-    matrix = wct_matrix(content.covariance, covariance).float()
+    matrix = COVARIANCE[matching.kind](content.covariance, covariance).float()
     mean, target = content.moments.mean.flatten(2), target.float()
     return lambda x, w: (matrix @ (x.float().flatten(2) - mean) + target).view(x.shape).to(x.dtype)
 

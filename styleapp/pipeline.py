@@ -303,7 +303,7 @@ class StyleTransfer:
             style, options, regions, more: as for :meth:`picture`.
 
         Raises:
-            OptionError: for wct and efdm, which match more than moments, and for palette, which matches colours.
+            OptionError: for wct, ot and efdm, which match more than moments, and for palette, which matches colours.
         """
         options = self.styles.settled(options, [s for s in (style, *(r[1] for r in regions)) if s is not None])
         matching = parse_norm(options.norm, self.networks.adain.encoder.num_channels)

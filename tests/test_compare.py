@@ -80,8 +80,8 @@ def test_command_writes_grid_and_page(run, photo, tmp_path):
         "-o", "grid.png", "--html", "page.html", "--json",
     )  # fmt: skip
     records = [json.loads(line) for line in out.splitlines()]
-    assert code == 0 and len(records) == 8
-    assert {r["method"] for r in records if r["reason"]} == {"wct", "efdm", "adagn:32"}
+    assert code == 0 and len(records) == 9
+    assert {r["method"] for r in records if r["reason"]} == {"wct", "ot", "efdm", "adagn:32"}
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.width > 10 * 256
     text = (tmp_path / "page.html").read_text()

@@ -86,6 +86,7 @@ class TestFilled:
         {"norm": "cin", "tile": "32"},
         {"norm": "adagn:4"},
         {"norm": "wct"},
+        {"norm": "ot"},
         {"norm": "efdm"},
         {"norm": "decoder:bn"},
         {"color": "luma"},
@@ -96,7 +97,7 @@ class TestFilled:
     ids=str,
 )
 def test_hidden_colours_have_no_say(transfer, options):
-    needs_painting = options.get("norm") in ("wct", "efdm") or options.get("color") in ("coral", "histogram", "palette")
+    needs_painting = {*options.values()} & {"wct", "ot", "efdm", "coral", "histogram", "palette"}
     painting = disc(80, 64, seed=2).convert("RGB")
     found = [
         transfer.stylize(disc(hidden=h), painting if needs_painting else "great-wave", **SIZE, **options)

@@ -92,7 +92,7 @@ def test_pictures_are_those_of_the_cpu(tiny, cpu, options):
     assert np.abs(a - b).max() <= 2
 
 
-@pytest.mark.parametrize("norm", ["wct", "efdm"])
+@pytest.mark.parametrize("norm", ["wct", "ot", "efdm"])
 def test_a_painting_is_measured_as_on_the_cpu(tiny, cpu, norm):
     a, b = (array(t.stylize(noise(64, 80), noise(70, 64, seed=3), norm=norm, **SIZE)) for t in (tiny, cpu))
     assert np.abs(a - b).mean() < 1

@@ -30,7 +30,7 @@ def compare(
     content: Annotated[Path, typer.Argument(metavar="CONTENT", help="A photo.")],
     style: Annotated[list[str], typer.Option("--style", "-s", help="A painting or the name of a style; repeat.")],
     methods: Annotated[
-        str, typer.Option(help="Separated by commas; default: adain,cin,in,adaln,adagn:32,adabn,efdm,wct.")
+        str, typer.Option(help="Separated by commas; default: adain,cin,in,adaln,adagn:32,adabn,efdm,wct,ot.")
     ] = "",
     sweep: Annotated[
         str,

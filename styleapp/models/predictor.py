@@ -85,7 +85,7 @@ class ShiftPredictor(nn.Module):
     """Tells an AdaIN decoder how light, how colourful and how rough a painting is, in words of its own convolutions.
 
         s = (log σ, log(μ + 0.01)) at relu1_1 to relu3_1
-        β = W z,  z = s of the painting, standardised over paintings and cut at ±4
+        β = W z,  z = s of the painting, standardised over paintings and cut at ±1
 
     β is added to the output of each hidden convolution of the decoder (FiLM, Perez et al. 2018, without its scale). A
     decoder that gets features with the painting's moments at relu4_1 has to guess those of the layers above, which the
@@ -113,7 +113,7 @@ class ShiftPredictor(nn.Module):
 
     def forward(self, seen: StyleCode) -> Tensor:
         """Joined codes of relu1_1 to relu3_1 of N paintings to β for the convolutions, (N, C, 1, 1)."""
-        z = ((_logarithms(seen) - self.mean) / self.scale).clamp(-4, 4)
+        z = ((_logarithms(seen) - self.mean) / self.scale).clamp(-1, 1)
         shifts: Tensor = self.last(z)[:, :, None, None]
         return shifts
 

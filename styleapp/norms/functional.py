@@ -6,6 +6,8 @@ where those are enough), and the strength.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,6 +24,8 @@ __all__ = [
     "min_max_scale",
     "modulate_weight",
     "normalize",
+    "ot",
+    "ot_matrix",
     "root",
     "standardize_weight",
     "wct",
@@ -109,11 +113,23 @@ def wct(content: Tensor, style: Tensor, alpha: float | Tensor = 1.0, eps: float 
         alpha: strength in [0,1].
         eps: smallest eigenvalue that counts, relative to the largest.
     """
-    wide = torch.promote_types(content.dtype, torch.float32)
-    flat = content.flatten(2).to(wide)
-    (mean, own), (target, wanted) = covariance(flat), covariance(style.flatten(2).to(wide))
-    y = (wct_matrix(own, wanted, eps) @ (flat - mean) + target).view(content.shape).to(content.dtype)
-    return content + alpha * (y - content)
+    return _matched(content, style, alpha, eps, wct_matrix)
+
+
+def ot(content: Tensor, style: Tensor, alpha: float | Tensor = 1.0, eps: float = EPS) -> Tensor:
+    """Optimal transport: the style's mean and full covariance as in :func:`wct`, by the map that moves features least.
+
+    y = A (c - μc) + μs, A = Σc^-½ · (Σc^½ · Σs · Σc^½)^½ · Σc^-½: of all maps from one normal distribution to the other
+    the one of least mean square ‖y - c‖² (Lu et al. 2019, arXiv 1906.00668; Mroueh 2020, arXiv 1905.12828).
+    Where both covariances have the same axes it is ``wct``, where these are the channels, AdaIN.
+
+    Args:
+        content: (N, C, *).
+        style: (N or 1, C, *).
+        alpha: strength in [0,1]; between, y is on the shortest way from one distribution to the other.
+        eps: smallest eigenvalue that counts, relative to the largest.
+    """
+    return _matched(content, style, alpha, eps, ot_matrix)
 
 
 def adaattn(
@@ -167,6 +183,28 @@ def covariance(x: Tensor) -> tuple[Tensor, Tensor]:
 def wct_matrix(content: Tensor, style: Tensor, eps: float = EPS) -> Tensor:
     """A = Σs^½ · Σc^-½ of :func:`wct`, from the covariances (N, C, C): y = A (x - μc) + μs."""
     return root(style, 0.5, eps) @ root(content, -0.5, eps)
+
+
+def ot_matrix(content: Tensor, style: Tensor, eps: float = EPS) -> Tensor:
+    """A = Σc^-½ · (Σc^½ · Σs · Σc^½)^½ · Σc^-½ of :func:`ot`, from the covariances (N, C, C): y = A (x - μc) + μs.
+
+    Computed in float64: the product in the middle has the squares of what the covariances have.
+    """
+    c = content.double()
+    whiten, back = root(c, -0.5, eps), root(c, 0.5, eps)
+    middle = back @ style.double() @ back
+    matrix: Tensor = whiten @ root((middle + middle.mT) / 2, 0.5, eps**2) @ whiten
+    return matrix.to(content.dtype)
+
+
+def _matched(
+    content: Tensor, style: Tensor, alpha: float | Tensor, eps: float, matrix: Callable[[Tensor, Tensor, float], Tensor]
+) -> Tensor:
+    wide = torch.promote_types(content.dtype, torch.float32)
+    flat = content.flatten(2).to(wide)
+    (mean, own), (target, wanted) = covariance(flat), covariance(style.flatten(2).to(wide))
+    y = (matrix(own, wanted, eps) @ (flat - mean) + target).view(content.shape).to(content.dtype)
+    return content + alpha * (y - content)
 
 
 def root(covariance: Tensor, power: float, eps: float) -> Tensor:

@@ -47,7 +47,7 @@ class _Endpoints:
             style_size: pixels at which the painting is measured: larger means broader strokes.
             size: short side of the result in pixels, 0 for that of the photo.
             norm: auto (cin for paintings, and for styles learned at this style_size; else adain), or what is
-                matched: adain, cin, in, adaln, adagn:32, adabn, efdm or wct.
+                matched: adain, cin, in, adaln, adagn:32, adabn, efdm, wct or ot.
             color: none, luma, coral, histogram or palette.
             detail: how much of the photo's fine texture cin and in see: from 0, broad and smooth strokes, to 1, as
                 they were trained.
@@ -101,7 +101,7 @@ class _Endpoints:
             style: name of a built-in style.
             methods: JSON list of norms, such as ["adain", "cin", "adagn:32"].
             size: short side of the pictures in pixels.
-            painting: image file whose style is taken instead, which wct and efdm need.
+            painting: image file whose style is taken instead, which wct, ot and efdm need.
 
         Returns:
             For each method its seconds, content loss and style loss, or the reason why there is no result.

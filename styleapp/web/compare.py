@@ -25,6 +25,7 @@ METHODS = {
     "adagn": "AdaGN",
     "efdm": "EFDM",
     "wct": "WCT",
+    "ot": "OT",
 }
 
 
@@ -76,7 +77,7 @@ def compare_tab(service: Service) -> None:
             groups = gr.Slider(0, 9, 5, step=1, label="AdaGN groups, log₂")
             size = gr.Slider(128, 512, 256, step=32, label="Size of the pictures")
             gr.Markdown(
-                "EFDM and WCT need a painting of your own. AdaGN of 2⁰ groups is layer norm, of 2⁹ instance norm.",
+                "EFDM, WCT and OT need a painting of your own. AdaGN of 2⁰ groups is layer norm, of 2⁹ instance norm.",
                 elem_classes="hint",
             )
             with gr.Row():

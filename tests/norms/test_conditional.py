@@ -23,9 +23,11 @@ from styleapp.norms import (
     adain,
     adaln,
     adaptive,
+    covariance,
     efdm,
     modulate_weight,
     moments,
+    ot,
     statistics,
     wct,
 )
@@ -33,8 +35,8 @@ from styleapp.norms import (
 G = torch.Generator().manual_seed(0)
 C = torch.randn(2, 6, 5, 7, dtype=torch.float64, generator=G)
 S = 3 * torch.randn(2, 6, 4, 9, dtype=torch.float64, generator=G) + 2
-TRANSFORMS = [adain, adaln, adabn, lambda c, s, a=1.0: adagn(c, s, a, num_groups=3), efdm, wct]
-NAMES = ["adain", "adaln", "adabn", "adagn", "efdm", "wct"]
+TRANSFORMS = [adain, adaln, adabn, lambda c, s, a=1.0: adagn(c, s, a, num_groups=3), efdm, wct, ot]
+NAMES = ["adain", "adaln", "adabn", "adagn", "efdm", "wct", "ot"]
 
 
 def table(cls, styles=3, **options):
@@ -184,19 +186,57 @@ class TestEFDM:
         assert torch.equal(c.grad, torch.ones_like(c))
 
 
-class TestWCT:
-    def test_covariance_is_that_of_the_style(self):
-        y = wct(C, S, eps=1e-12)
+@pytest.mark.parametrize("transform", [wct, ot])
+class TestCovariance:
+    def test_is_that_of_the_style(self, transform):
+        y = transform(C, S, eps=1e-12)
         for n in range(2):
             assert np.allclose(np.cov(y[n].flatten(1), bias=True), np.cov(S[n].flatten(1), bias=True), atol=1e-9)
             assert torch.allclose(y[n].mean((1, 2)), S[n].mean((1, 2)))
 
-    def test_fewer_positions_than_channels(self):
-        y = wct(torch.randn(1, 16, 2, 2), torch.randn(1, 16, 8, 8))
+    def test_fewer_positions_than_channels(self, transform):
+        y = transform(torch.randn(1, 16, 2, 2), torch.randn(1, 16, 8, 8))
         assert y.isfinite().all() and y.abs().max() < 100
 
-    def test_flat_content(self):
-        assert wct(torch.ones(1, 4, 3, 3), torch.randn(1, 4, 3, 3)).isfinite().all()
+    def test_flat_content(self, transform):
+        assert transform(torch.ones(1, 4, 3, 3), torch.randn(1, 4, 3, 3)).isfinite().all()
+
+
+def symmetric_root(a):
+    values, vectors = np.linalg.eigh(a)
+    return vectors * np.sqrt(values.clip(0)) @ vectors.T
+
+
+class TestOT:
+    def test_moves_least(self):
+        """By the distance of Bures and Wasserstein, which is less than what WCT moves."""
+        for c, s in zip(C, S, strict=True):
+            a, b = (np.cov(t.flatten(1), bias=True) for t in (c, s))
+            root = symmetric_root(a)
+            shift = (c.mean((1, 2)) - s.mean((1, 2))).square().sum()
+            least = float(shift) + np.trace(a + b) - 2 * np.trace(symmetric_root(root @ b @ root))
+            moved = [float((f(c[None], s[None], eps=1e-12) - c).square().sum(1).mean()) for f in (ot, wct)]
+            assert moved[0] == pytest.approx(least, rel=1e-9) and moved[0] < moved[1]
+
+    def test_there_and_back_and_half_way(self):
+        y = ot(C, S, eps=1e-12)
+        assert torch.allclose(ot(y, C, eps=1e-12), C, atol=1e-9)
+        half = ot(C, S, 0.5, eps=1e-12)  # the rest of the way goes on in a straight line
+        assert torch.allclose(ot(half, S, eps=1e-12), y, atol=1e-9)
+
+    def test_of_channels_that_do_not_go_together_is_adain(self):
+        signs = torch.tensor([[1, 1, -1, -1], [1, -1, 1, -1], [1, -1, -1, 1]], dtype=torch.float64)
+        c = signs.view(1, 3, 2, 2) * torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64).view(1, 3, 1, 1)
+        s = signs.roll(1, 0).view(1, 3, 2, 2) * 3 + 1
+        assert torch.allclose(ot(c, s), adain(c, s, eps=0.0), atol=1e-9)
+
+    def test_in_float32_what_is_small_is_matched_too(self):
+        """Where the covariances have a wide range, and their product has its square."""
+        c, s = (torch.randn(1, 64, 30, 30).cumsum(1) for _ in range(2))
+        found, wanted = (covariance(t.flatten(2).double())[1] for t in (ot(c, s), s))
+        axes = torch.linalg.eigh(wanted[0])[1]
+        found, wanted = (torch.diagonal(axes.T @ t[0] @ axes) for t in (found, wanted))
+        assert wanted.max() > 5e3 * wanted.min() and torch.allclose(found, wanted, rtol=1e-2)
 
 
 class TestAdaAttN:

@@ -7,7 +7,7 @@ import torch
 from test_precision import NORMS, call
 from torch.func import functional_call
 
-from styleapp.norms import TLU, SyncBatchNorm, standardize_weight, wct
+from styleapp.norms import TLU, SyncBatchNorm, ot, standardize_weight, wct
 
 
 @pytest.mark.parametrize("name", [*NORMS, "sync", "tlu"])
@@ -40,4 +40,5 @@ def test_every_norm(name):
 def test_transforms():
     c, s = (torch.randn(1, 3, 4, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
     assert torch.autograd.gradcheck(wct, (c, s))
+    assert torch.autograd.gradcheck(ot, (c, s))
     assert torch.autograd.gradcheck(standardize_weight, c)

@@ -36,6 +36,7 @@ from styleapp.norms import (
     RMSNorm,
     SwitchableNorm,
     efdm,
+    ot,
     wct,
 )
 
@@ -152,7 +153,7 @@ def test_a_large_mean_loses_no_accuracy(norm, channels_last):
 
 def test_transforms_in_half_precision():
     x, s = torch.randn(1, 4, 8, 8), 100 * torch.randn(1, 4, 8, 8)
-    for transform in (efdm, wct):
+    for transform in (efdm, wct, ot):
         wanted = transform(x, s)
         found = transform(x.half(), s.half())
         assert found.isfinite().all() and (found.float() - wanted).abs().max() < 0.02 * wanted.abs().max()

@@ -21,6 +21,7 @@ import torch
 
 from styleapp import StyleTransfer
 from styleapp.allocator import keep_freed_memory
+from styleapp.bench import machine
 from styleapp.compare import compare
 from styleapp.evaluate import images
 from styleapp.options import Options
@@ -79,6 +80,7 @@ def main() -> None:
         "size": args.size,
         "precision": transfer.precision,
         "torch": torch.__version__,
+        "machine": machine(torch.device("cpu")),
         "seconds": seconds,
         "parameters": {m: parameters(transfer, m) for m in METHODS},
         "styles": table,

@@ -125,7 +125,7 @@ layers there are of them:
 | | styles | content loss | style loss | time, {d["size"]} px | decoder | numbers a style | memory, bytes a pixel (planned) |
 |---|---|---|---|---|---|---|---|
 {rows}
-Means over {d["photos"]} photos that no training saw and the {styles} paintings (IN: its {len(three)}), {d["precision"]}.
+Means over {d["photos"]} photos that no training saw and the {styles} paintings (IN: its {len(three)}), {d["precision"]}; times on {d["machine"]["threads"]} cores of an {d["machine"]["device"]} ({d["machine"]["instructions"]}).
 CIN's style loss is below AdaIN's for {below["style"]} of the {styles} paintings, and its content loss for {below["content"]} of them.
 
 For the paintings that have all three, content loss / style loss:

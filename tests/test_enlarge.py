@@ -40,9 +40,20 @@ def test_reduced_in_strips_is_reduced_at_once(size):
 def test_rows_are_those_of_torch(mode):
     x = torch.rand(1, 3, 40, 50)
     wanted = F.interpolate(x, (133, 170), mode=mode)
-    parts = [enlarge._enlarged(x, enlarge._taps(t, min(30, 133 - t), 40, 133, mode), 0, 170, mode)
-             for t in range(0, 133, 30)]  # fmt: skip
-    assert torch.allclose(torch.cat(parts, 2), wanted, atol=1e-4)
+    columns = enlarge._bands(range(170), 50, 170, mode)
+    parts = [
+        enlarge._enlarged(x, 0, enlarge._bands(range(133)[top : top + step], 40, 133, mode), columns, mode)
+        for step in (30, 133)
+        for top in range(0, 133, step)
+    ]
+    for found in (torch.cat(parts[:-1], 2), parts[-1]):
+        assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_inverses_of_symmetric_matrices():
+    root = torch.rand(4, 5, 3, 3, dtype=torch.float64)
+    m = (root @ root.mT + 1e-3 * torch.eye(3)).permute(2, 3, 0, 1)[None]
+    assert torch.allclose(enlarge._inverse(m), m.permute(0, 3, 4, 1, 2).inverse().permute(0, 3, 4, 1, 2))
 
 
 @pytest.mark.parametrize("picture", [from_pil(noise(90, 130)), deep(90, 130)], ids=["8 bits", "16 bits"])

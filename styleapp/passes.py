@@ -55,6 +55,7 @@ class Content:
         skips: features of the layers that the decoder sees besides, where these are kept: in one piece.
         weight: what each of the features counts, where they are kept and do not count alike.
         forget: hands back the memory of what has been looked at of features on disk.
+        reduced: the photo that the network saw, where that is not the photo itself.
     """
 
     moments: Moments
@@ -63,6 +64,7 @@ class Content:
     weight: Tensor | None = field(default=None, repr=False)
     skips: Skips = field(default_factory=dict, repr=False)
     forget: Callable[[], None] = lambda: None
+    reduced: Picture | None = field(default=None, repr=False)
 
 
 @torch.inference_mode()

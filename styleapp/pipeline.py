@@ -348,11 +348,12 @@ class StyleTransfer:
         """What the engine finds out about a photo first, to be changed or shared and given to :meth:`picture`.
 
         Args:
-            keep: its features too, where they fit into memory.
+            keep: its features too, where they fit into memory, and the photo as it is reduced.
         """
         matching = parse_norm(options.norm, self.networks.adain.encoder.num_channels)
-        photo, network = _worked(filled(photo), options, self.device), self.networks.of(options.norm)
-        return measure_content(network, photo, self._plan(network, photo, options, keep=keep), matching)
+        seen, network = _worked(filled(photo), options, self.device), self.networks.of(options.norm)
+        found = measure_content(network, seen, self._plan(network, seen, options, keep=keep), matching)
+        return replace(found, reduced=seen) if keep and _is_reduced(photo, options) else found
 
     def prepare(self, style: Style, options: Options) -> Style:
         """The style as what is quickest to use many times: its code, where that is all that is needed of it.
@@ -399,7 +400,8 @@ class StyleTransfer:
             return picture
         picture = filled(picture)
         if _is_reduced(picture, options):
-            small = reduced(picture, options.work_size, self.device)
+            small = content.reduced if content is not None else None
+            small = small or reduced(picture, options.work_size, self.device)
             layers = [replace(layer, mask=_at_size(layer.mask, picture, small)) for layer in layers]
             strength = _at_size(strength, picture, small)
             options = replace(options, work_size=0)

@@ -9,7 +9,7 @@ from conftest import noise
 from PIL import Image
 from torch.nn import functional as F
 
-from styleapp import enlarge
+from styleapp import enlarge, pipeline
 from styleapp.enlarge import enlarged, reduced, slopes
 from styleapp.errors import OptionError
 from styleapp.files import Animation, read_image
@@ -153,10 +153,13 @@ def test_frames_of_a_film(transfer, norm):
 
 
 @pytest.mark.parametrize("norm", ["adain", "cin"])
-def test_a_film_that_stands_still_stands_still(transfer, norm):
+def test_a_film_that_stands_still_stands_still(transfer, norm, monkeypatch):
     frame, options = from_pil(noise(100, 140)), Options(**{**LARGE, "norm": norm})
+    calls: list[int] = []
+    monkeypatch.setattr(pipeline, "reduced", lambda *given: calls.append(1) or reduced(*given))
     found = list(stylize_frames(transfer, [(t / 25, frame) for t in range(3)], "great-wave", options, Smoother(0.5)))
     assert all(torch.equal(picture.pixels, found[0].pixels) for picture in found) and found[0].size == (100, 140)
+    assert len(calls) == 3  # each frame once
 
 
 def test_several_at_once(transfer):

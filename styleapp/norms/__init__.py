@@ -3,9 +3,19 @@
 docs/norms.md has the grid as a table, with papers and advice.
 """
 
+from styleapp.norms.batch_norms import (
+    BatchRenorm,
+    DecorrelatedBatchNorm,
+    DomainBatchNorm,
+    GhostBatchNorm,
+    ModeNorm,
+    RepresentativeBatchNorm,
+    VirtualBatchNorm,
+)
 from styleapp.norms.conditional import (
     AdaLNZero,
     AdaptiveNorm,
+    AttentiveNorm,
     ConditionalBatchNorm,
     ConditionalGroupNorm,
     ConditionalInstanceNorm,
@@ -37,12 +47,15 @@ from styleapp.norms.functional import (
 )
 from styleapp.norms.kin import (
     TLU,
+    ActNorm,
     DynamicErf,
     DynamicTanh,
     EvoNormB0,
     EvoNormS0,
     FilterResponseNorm,
     GlobalResponseNorm,
+    LocalContrastNorm,
+    ScaleNorm,
 )
 from styleapp.norms.mixed import (
     BatchInstanceNorm,
@@ -67,12 +80,7 @@ from styleapp.norms.named import (
 )
 from styleapp.norms.norm import OVER, Norm, Over, pool_moments, statistics
 from styleapp.norms.population import (
-    BatchRenorm,
-    DecorrelatedBatchNorm,
-    DomainBatchNorm,
     FrozenBatchNorm,
-    GhostBatchNorm,
-    ModeNorm,
     batch_statistics,
     checkpoint_safe,
     momentum_from_keep,
@@ -80,17 +88,20 @@ from styleapp.norms.population import (
     shuffle_batch,
     unshuffle_batch,
 )
-from styleapp.norms.spatial import SEAN, SPADE, feather, regional_adain
+from styleapp.norms.spatial import CLADE, SEAN, SPADE, RegionNorm, feather, regional_adain
 
 __all__ = [
+    "CLADE",
     "EPS",
     "NORMS",
     "OVER",
     "SEAN",
     "SPADE",
     "TLU",
+    "ActNorm",
     "AdaLNZero",
     "AdaptiveNorm",
+    "AttentiveNorm",
     "BatchInstanceNorm",
     "BatchNorm",
     "BatchRenorm",
@@ -118,6 +129,7 @@ __all__ = [
     "InstanceNorm",
     "LayerNorm",
     "LayerNorm2d",
+    "LocalContrastNorm",
     "LocalResponseNorm",
     "MixStyle",
     "ModeNorm",
@@ -126,9 +138,13 @@ __all__ = [
     "Norm",
     "Over",
     "RMSNorm",
+    "RegionNorm",
     "Report",
+    "RepresentativeBatchNorm",
+    "ScaleNorm",
     "SwitchableNorm",
     "SyncBatchNorm",
+    "VirtualBatchNorm",
     "adaattn",
     "adabn",
     "adagn",

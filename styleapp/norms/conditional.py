@@ -1,4 +1,4 @@
-"""Norms whose γ and β come from a table (one row a style), from a style's own statistics, or from a linear layer."""
+"""Norms whose γ and β come from a table (one row a style), from a style's statistics, a linear layer, or the input."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from styleapp.norms.functional import EPS, normalize
-from styleapp.norms.moments import Moments
+from styleapp.norms.moments import Moments, moments
 from styleapp.norms.named import BatchNorm, GroupNorm, InstanceNorm, LayerNorm
-from styleapp.norms.norm import Over, per_channel, statistics
+from styleapp.norms.norm import Over, check_num_channels, per_channel, statistics
 
 __all__ = [
     "AdaLNZero",
     "AdaptiveNorm",
+    "AttentiveNorm",
     "ConditionalBatchNorm",
     "ConditionalGroupNorm",
     "ConditionalInstanceNorm",
@@ -276,3 +277,51 @@ class AdaLNZero(ModulatedNorm):
         gamma, beta, gate = self.modulation(x, condition)
         y = block(self._modulated(x, gamma, beta))
         return torch.addcmul(x, gate.to(x.dtype), y.to(x.dtype))
+
+
+class AttentiveNorm(nn.Module):
+    """Attentive normalisation (Li, Sun and Wu 2020, arXiv 1908.01259): K pairs of γ and β, mixed by each sample.
+
+        λ_n = hard-sigmoid(BN(W a_n)), a_n = μ / sqrt(σ² + 1e-3) of each channel of sample n
+        y_n = norm(x_n) · Σ_k λ_nk γ_k + Σ_k λ_nk β_k
+
+    The paper's best weights (its table of choices): relative deviations, batch norm, hard-sigmoid.
+
+    Args:
+        num_channels: C.
+        mixtures: K, 5 to 20 in the paper.
+        base: norm without affine parameters; batch norm by default.
+        eps: added to the variance by the default base.
+
+    Shape:
+        (N, C, *) with a spatial part, to the same. In training N must be above 1, for the batch norm of λ.
+    """
+
+    def __init__(
+        self, num_channels: int, *, mixtures: int = 10, base: nn.Module | None = None, eps: float = EPS
+    ) -> None:
+        super().__init__()
+        if mixtures < 1:
+            raise ValueError(f"mixtures must be at least 1, got {mixtures}")
+        self.num_channels = num_channels
+        self.base = BatchNorm(num_channels, eps=eps, affine=False) if base is None else base
+        self.gate = nn.Linear(num_channels, mixtures, bias=False)
+        self.gate_norm = BatchNorm(mixtures)
+        self.gamma = nn.Parameter(1 + 0.1 * torch.randn(mixtures, num_channels))
+        self.beta = nn.Parameter(0.1 * torch.randn(mixtures, num_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise and modulate."""
+        check_num_channels(self, x)
+        own = moments(x, range(2, x.dim()))
+        relative = (own.mean / own.std(1e-3)).flatten(1)
+        wide = relative.dtype
+        logits = self.gate_norm(nn.functional.linear(relative, self.gate.weight.to(wide)).to(self.gate.weight.dtype))
+        shares = nn.functional.hardsigmoid(logits)
+        gamma, beta = (per_channel(shares.to(wide) @ table.to(wide), x) for table in (self.gamma, self.beta))
+        y: Tensor = self.base(x)
+        return torch.addcmul(beta, y.to(wide), gamma).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """What is shown by print(module)."""
+        return f"{self.num_channels}, mixtures={len(self.gamma)}"

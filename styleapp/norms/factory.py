@@ -14,14 +14,24 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from styleapp.norms.conditional import ConditionalInstanceNorm
+from styleapp.norms.batch_norms import (
+    BatchRenorm,
+    DecorrelatedBatchNorm,
+    GhostBatchNorm,
+    ModeNorm,
+    RepresentativeBatchNorm,
+)
+from styleapp.norms.conditional import AttentiveNorm, ConditionalInstanceNorm
 from styleapp.norms.kin import (
+    ActNorm,
     DynamicErf,
     DynamicTanh,
     EvoNormB0,
     EvoNormS0,
     FilterResponseNorm,
     GlobalResponseNorm,
+    LocalContrastNorm,
+    ScaleNorm,
 )
 from styleapp.norms.mixed import (
     BatchInstanceNorm,
@@ -42,7 +52,7 @@ from styleapp.norms.named import (
     SyncBatchNorm,
 )
 from styleapp.norms.norm import Norm
-from styleapp.norms.population import BatchRenorm, DecorrelatedBatchNorm, FrozenBatchNorm, GhostBatchNorm, ModeNorm
+from styleapp.norms.population import FrozenBatchNorm
 
 __all__ = ["NORMS", "Report", "convert_norms", "convert_sync", "freeze", "make_norm", "unfreeze"]
 
@@ -55,15 +65,19 @@ NORMS: dict[str, Callable[..., nn.Module]] = {
     "dbn": functools.partial(DecorrelatedBatchNorm, iterations=None),
     "iternorm": DecorrelatedBatchNorm,
     "modenorm": ModeNorm,
+    "rbn": RepresentativeBatchNorm,
     "in": InstanceNorm,
     "ln": functools.partial(GroupNorm, num_groups=1),
     "ln2d": LayerNorm2d,
     "layernorm": LayerNorm,
     "rms": RMSNorm,
+    "scalenorm": ScaleNorm,
     "lrn": LocalResponseNorm,
+    "lcn": LocalContrastNorm,
     "pono": functools.partial(Norm, over="position"),
     "gn": GroupNorm,
     "cin": ConditionalInstanceNorm,
+    "attentive": AttentiveNorm,
     "switchable": SwitchableNorm,
     "ibn-a": IBNa,
     "ibn-b": IBNb,
@@ -72,6 +86,7 @@ NORMS: dict[str, Callable[..., nn.Module]] = {
     "iln": InstanceLayerNorm,
     "frn": FilterResponseNorm,
     "grn": GlobalResponseNorm,
+    "actnorm": ActNorm,
     "evonorm-b0": EvoNormB0,
     "evonorm-s0": EvoNormS0,
     "dyt": DynamicTanh,
@@ -87,8 +102,10 @@ _ARGUMENT = {
     "iternorm": "num_groups",
     "modenorm": "modes",
     "lrn": "size",
+    "lcn": "kernel_size",
     "ibn-a": "ratio",
     "cin": "num_styles",
+    "attentive": "mixtures",
     "evonorm-s0": "num_groups",
 }
 _WITHOUT_EPS = ("lrn", "dyt", "derf", "none")
@@ -245,6 +262,7 @@ _OURS = (
     FrozenBatchNorm,
     DecorrelatedBatchNorm,
     LocalResponseNorm,
+    RepresentativeBatchNorm,
     SwitchableNorm,
     IBNa,
     HalfInstanceNorm,

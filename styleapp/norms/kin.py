@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from styleapp.norms.functional import EPS
-from styleapp.norms.moments import Moments
+from styleapp.norms.moments import Moments, moments
 from styleapp.norms.norm import check_groups, check_num_channels, next_momentum, per_channel, pool_moments, statistics
 
 __all__ = [
     "TLU",
+    "ActNorm",
     "DynamicErf",
     "DynamicTanh",
     "EvoNormB0",
     "EvoNormS0",
     "FilterResponseNorm",
     "GlobalResponseNorm",
+    "LocalContrastNorm",
+    "ScaleNorm",
 ]
 
 
@@ -101,6 +105,123 @@ class GlobalResponseNorm(nn.Module):
         relative = strength / (strength.mean(1, keepdim=True) + self.eps)
         y = per_channel(self.gamma, x) * (wide * relative) + per_channel(self.beta, x) + wide
         return y.to(x.dtype)
+
+
+class LocalContrastNorm(nn.Module):
+    """Local contrast normalisation (Jarrett et al. 2009, section 3.1): y = v / max(c, σ), v = x - μ.
+
+    μ = Σ w x and σ² = Σ w v² are of all channels in a Gaussian window around each position, whose weights w add up to
+    1; c is the mean of σ over a sample, so that flat parts are not blown up. At borders the edge is repeated.
+
+    Args:
+        num_channels: C.
+        kernel_size: odd; 9 in the paper. The deviation of the window is a quarter of it, as in Torch 7.
+        eps: least divisor.
+
+    Shape:
+        (N, C, H, W) to the same.
+
+    Raises:
+        ValueError: for an even size, or another number of channels.
+    """
+
+    def __init__(self, num_channels: int, *, kernel_size: int = 9, eps: float = EPS) -> None:
+        super().__init__()
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+        self.num_channels = num_channels
+        self.kernel_size = kernel_size
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Subtract and divide."""
+        check_num_channels(self, x)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        apart = wide - self._near(wide.mean(1, keepdim=True))
+        std = self._near(apart.square().mean(1, keepdim=True)).sqrt()
+        least = std.mean((2, 3), keepdim=True).clamp_min(self.eps)
+        return (apart / torch.maximum(std, least)).to(x.dtype)
+
+    def _near(self, x: Tensor) -> Tensor:
+        """Σ w x around each position of one channel, across and down."""
+        pad = self.kernel_size // 2
+        offsets = torch.arange(-pad, pad + 1, dtype=x.dtype, device=x.device)
+        window = torch.exp(-0.5 * (offsets / (self.kernel_size / 4)).square())
+        window = window / window.sum()
+        x = F.conv2d(F.pad(x, (pad, pad, 0, 0), mode="replicate"), window.view(1, 1, 1, -1))
+        return F.conv2d(F.pad(x, (0, 0, pad, pad), mode="replicate"), window.view(1, 1, -1, 1))
+
+    def extra_repr(self) -> str:
+        """What is shown by print(module)."""
+        return f"{self.num_channels}, kernel_size={self.kernel_size}, eps={self.eps}"
+
+
+class ScaleNorm(nn.Module):
+    """Scale norm (Nguyen and Salazar 2019, arXiv 1910.05895): y = g · x / max(‖x‖₂, ε) over the last dim, g one number.
+
+    That is RMS norm with one γ = g / sqrt(D). g starts at sqrt(D), as in the paper.
+
+    Args:
+        num_channels: D, size of the last dim.
+        eps: ε.
+
+    Shape:
+        (*, D) to the same.
+    """
+
+    def __init__(self, num_channels: int, *, eps: float = EPS) -> None:
+        super().__init__()
+        self.num_channels = num_channels
+        self.eps = eps
+        self.scale = nn.Parameter(torch.tensor(float(num_channels) ** 0.5))  # no weight: that is one a channel
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale to one length."""
+        if x.shape[-1] != self.num_channels:
+            raise ValueError(f"ScaleNorm takes (*, {self.num_channels}), got {tuple(x.shape)}")
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).clamp_min(self.eps)
+        return (self.scale.to(wide.dtype) * (wide / length)).to(x.dtype)
+
+
+class ActNorm(nn.Module):
+    """Activation norm (Kingma and Dhariwal 2018, Glow, arXiv 1807.03039, section 3.1): y = γ · x + β, for each channel.
+
+    The first batch in training sets γ and β so that its y has mean 0 and variance 1; from then on they are learned as
+    any parameters, and no batch counts any more. Before, in evaluation, it is the identity.
+
+    Args:
+        num_channels: C.
+        eps: added to the variance of the first batch.
+
+    Shape:
+        (N, C, *) to the same.
+    """
+
+    initialized: Tensor
+
+    def __init__(self, num_channels: int, *, eps: float = EPS) -> None:
+        super().__init__()
+        self.num_channels = num_channels
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(num_channels))
+        self.bias = nn.Parameter(torch.zeros(num_channels))
+        self.register_buffer("initialized", torch.tensor(False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale and shift."""
+        if x.dim() < 2 or x.shape[1] != self.num_channels:
+            raise ValueError(f"ActNorm takes (N, {self.num_channels}, *), got {tuple(x.shape)}")
+        if self.training and not self.initialized:
+            with torch.no_grad():
+                first = moments(x, (0, *range(2, x.dim())))
+                scale = 1 / first.std(self.eps).flatten()
+                self.weight.copy_(scale)
+                self.bias.copy_(-first.mean.flatten() * scale)
+                self.initialized.fill_(True)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        gamma, beta = (per_channel(v, x).to(wide) for v in (self.weight, self.bias))
+        return torch.addcmul(beta, x.to(wide), gamma).to(x.dtype)
 
 
 class EvoNormB0(nn.Module):

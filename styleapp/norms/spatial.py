@@ -1,4 +1,4 @@
-"""Norms whose γ and β vary over the image: SPADE, SEAN, and AdaIN by regions."""
+"""Norms whose γ and β, or moments too, vary over the image: SPADE, SEAN, CLADE, region norm, and AdaIN by regions."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from styleapp.norms.functional import EPS, normalize
 from styleapp.norms.moments import Moments, moments
 from styleapp.norms.named import InstanceNorm
-from styleapp.norms.norm import per_channel
+from styleapp.norms.norm import check_num_channels, per_channel
 
-__all__ = ["SEAN", "SPADE", "feather", "regional_adain"]
+__all__ = ["CLADE", "SEAN", "SPADE", "RegionNorm", "feather", "regional_adain"]
 
 
 class SPADE(nn.Module):
@@ -129,6 +129,89 @@ class SEAN(nn.Module):
         return self.spade.base(x) * (1 + gamma) + beta
 
 
+class CLADE(nn.Module):
+    """Class-adaptive (de)normalisation (Tan et al. 2021, arXiv 2012.04644): γ and β by the class of each position.
+
+    y(p) = norm(x)(p) · γ[class(p)] + β[class(p)]: SPADE with a table in place of its convolutions, or conditional
+    instance norm with a row at each position.
+
+    Args:
+        num_channels: C of the features.
+        num_classes: rows of the table; γ starts at 1, β at 0.
+        base: norm without affine parameters; instance norm by default (the paper: synchronised batch norm).
+
+    Shape:
+        (N, C, H, W) and classes (N or 1, h, w), whole numbers, resized to (H, W) by nearest, to (N, C, H, W).
+
+    Raises:
+        ValueError: for classes that are no whole numbers.
+        IndexError: for a class that is not in the table.
+    """
+
+    def __init__(self, num_channels: int, num_classes: int, *, base: nn.Module | None = None) -> None:
+        super().__init__()
+        self.base = InstanceNorm(num_channels, affine=False) if base is None else base
+        self.weight = nn.Parameter(torch.ones(num_classes, num_channels))
+        self.bias = nn.Parameter(torch.zeros(num_classes, num_channels))
+
+    def forward(self, x: Tensor, classes: Tensor) -> Tensor:
+        """Normalise and apply the rows."""
+        if classes.is_floating_point() or classes.dim() != 3:
+            raise ValueError(f"classes are whole numbers, (N, h, w), got {classes.dtype} {tuple(classes.shape)}")
+        known = torch.compiler.is_compiling() or 0 <= classes.min() <= classes.max() < len(self.weight)
+        if not known:
+            raise IndexError(f"classes must be 0 to {len(self.weight) - 1}, got {classes.min()} to {classes.max()}")
+        row = _resized(classes[:, None], (x.shape[-2], x.shape[-1]))[:, 0].long()
+        gamma, beta = (table[row].movedim(-1, 1) for table in (self.weight, self.bias))
+        y: Tensor = self.base(x)
+        return torch.addcmul(beta.to(y.dtype), y, gamma.to(y.dtype))
+
+
+class RegionNorm(nn.Module):
+    """Region normalisation (Yu et al. 2020, arXiv 1911.10375, RN-B): each region by its own moments, with its own γ, β.
+
+    y(p) = Σᵣ mᵣ(p) · (γᵣ · (x(p) - μᵣ) / sqrt(σᵣ² + ε) + βᵣ), μᵣ and σᵣ² over the positions of region r of a sample and
+    channel, each counting as its mask says. For inpainting the regions are the hole and the rest: what fills the hole
+    does not shift the statistics of what is known. One region is instance norm.
+
+    Args:
+        num_channels: C of the features.
+        num_regions: R.
+        eps: added to the variance.
+
+    Shape:
+        (N, C, H, W) and masks (N or 1, R, h, w), 0 or more, resized to (H, W) by nearest and divided by their sum at
+        each position, which must be above 0, to (N, C, H, W).
+
+    Raises:
+        ValueError: for another number of masks, or a position that belongs to no region.
+    """
+
+    def __init__(self, num_channels: int, num_regions: int = 2, *, eps: float = EPS) -> None:
+        super().__init__()
+        self.num_channels = num_channels
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(num_regions, num_channels))
+        self.bias = nn.Parameter(torch.zeros(num_regions, num_channels))
+
+    def forward(self, x: Tensor, masks: Tensor) -> Tensor:
+        """Normalise region by region."""
+        check_num_channels(self, x)
+        if masks.shape[1] != len(self.weight):
+            raise ValueError(f"RegionNorm has {len(self.weight)} regions, got {masks.shape[1]} masks")
+        wide = torch.promote_types(x.dtype, torch.float32)
+        shares = _shares(_resized(masks, (x.shape[-2], x.shape[-1])).to(wide))
+        total = torch.zeros_like(x, dtype=wide)
+        for r, (gamma, beta) in enumerate(zip(self.weight, self.bias, strict=True)):
+            mask = shares[:, r : r + 1]
+            weight = mask / mask.sum((2, 3), keepdim=True).clamp_min(torch.finfo(wide).tiny)  # a region may be empty
+            mean = (x * weight).sum((2, 3), keepdim=True)
+            var = ((x - mean).square() * weight).sum((2, 3), keepdim=True)
+            y = normalize(x.to(wide), Moments(0, mean, var), per_channel(gamma, x), per_channel(beta, x), self.eps)
+            total = total + mask * y
+        return total.to(x.dtype)
+
+
 def regional_adain(
     content: Tensor,
     styles: Sequence[Tensor | Moments],
@@ -152,10 +235,7 @@ def regional_adain(
     """
     if masks.shape[1] != len(styles):
         raise ValueError(f"{masks.shape[1]} masks but {len(styles)} styles")
-    total = masks.sum(1, keepdim=True)
-    if not (total > 0).all() or (masks < 0).any():
-        raise ValueError("masks must be 0 or more, and at every position at least one above 0")
-    share = (masks / total).unsqueeze(2)  # (N, R, 1, H, W)
+    share = _shares(masks).unsqueeze(2)  # (N, R, 1, H, W)
     own = moments(content)
     targets = [s if isinstance(s, Moments) else moments(s) for s in styles]
     gamma = sum(share[:, r] * m.std(eps) for r, m in enumerate(targets))
@@ -177,6 +257,14 @@ def feather(masks: Tensor, radius: float) -> Tensor:
     flat = F.conv2d(F.pad(flat, (reach, reach, 0, 0), mode="replicate"), kernel.unsqueeze(2))
     flat = F.conv2d(F.pad(flat, (0, 0, reach, reach), mode="replicate"), kernel.unsqueeze(3))
     return flat.view_as(masks).clamp(0, 1)
+
+
+def _shares(masks: Tensor) -> Tensor:
+    """Masks (N, R, H, W), divided by their sum at each position."""
+    total = masks.sum(1, keepdim=True)
+    if not torch.compiler.is_compiling() and (not (total > 0).all() or (masks < 0).any()):
+        raise ValueError("masks must be 0 or more, and at every position at least one above 0")
+    return masks / total
 
 
 def _resized(segmap: Tensor, size: tuple[int, int]) -> Tensor:

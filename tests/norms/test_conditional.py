@@ -8,6 +8,7 @@ from torch import nn
 from styleapp.norms import (
     AdaLNZero,
     AdaptiveNorm,
+    AttentiveNorm,
     BatchNorm,
     ConditionalBatchNorm,
     ConditionalGroupNorm,
@@ -342,3 +343,25 @@ def test_gradients_of_conditional_norms():
     assert torch.autograd.gradcheck(adaattn, (x, torch.randn(1, 6, 2, 2, dtype=torch.float64, requires_grad=True)))
     weight, style = (torch.randn(3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
     assert torch.autograd.gradcheck(modulate_weight, (weight, style))
+
+
+class TestAttentive:
+    X = 3 * torch.randn(5, 4, 6, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) + 2
+
+    def test_the_formula(self):
+        norm = AttentiveNorm(4, mixtures=3).double()
+        a = self.X.mean((2, 3)) / (self.X.var((2, 3), correction=0) + 1e-3).sqrt()
+        z = a @ norm.gate.weight.T
+        z = (z - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt()
+        shares = ((z + 3) / 6).clamp(0, 1)
+        gamma, beta = ((shares @ table).view(5, 4, 1, 1) for table in (norm.gamma, norm.beta))
+        wanted = nn.BatchNorm2d(4, affine=False).double()(self.X) * gamma + beta
+        assert torch.allclose(norm(self.X), wanted, atol=1e-9)
+
+    def test_in_evaluation_a_sample_stands_alone(self):
+        norm = AttentiveNorm(4, base=InstanceNorm(4, affine=False)).double()
+        norm(self.X)
+        norm.eval()
+        assert torch.allclose(norm(self.X), torch.cat([norm(x) for x in self.X.split(1)]), atol=1e-12)
+        with pytest.raises(ValueError, match="mixtures must be at least 1, got 0"):
+            AttentiveNorm(4, mixtures=0)

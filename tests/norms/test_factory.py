@@ -24,7 +24,7 @@ from styleapp.norms import (
 def test_every_name_makes_a_norm_of_32_channels(name):
     norm = make_norm(name, 32)
     x = torch.randn(2, 32, 6, 6)
-    if name in ("layernorm", "rms"):
+    if name in ("layernorm", "rms", "scalenorm"):
         x = x.movedim(1, -1)
     y = norm(x, 0) if name == "cin" else norm(x)
     assert y.shape == x.shape and y.isfinite().all()
@@ -127,7 +127,7 @@ def test_tokens_to_dynamic_tanh_and_batch_norm_to_what_has_no_eps():
     assert isinstance(model.norm1, nn.LayerNorm)
     model = nn.Sequential(nn.BatchNorm2d(8))
     for name in NORMS:
-        if name not in ("none", "cin", "layernorm", "rms"):
+        if name not in ("none", "cin", "layernorm", "rms", "scalenorm"):
             report = convert_norms(model, f"{name}:2" if name in ("gn", "evonorm-s0") else name)
             assert model(torch.randn(2, 8, 4, 4)).isfinite().all()
             convert_norms(model, report.original)

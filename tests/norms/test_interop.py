@@ -10,7 +10,15 @@ import torch.multiprocessing as mp
 from test_precision import CHANNELS, NORMS, call
 from torch import nn
 
-from styleapp.norms import BatchNorm, ConditionalInstanceNorm, GroupNorm, InstanceNorm, SyncBatchNorm, checkpoint_safe
+from styleapp.norms import (
+    ActNorm,
+    BatchNorm,
+    ConditionalInstanceNorm,
+    GroupNorm,
+    InstanceNorm,
+    SyncBatchNorm,
+    checkpoint_safe,
+)
 
 X = torch.randn(2, CHANNELS, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -51,6 +59,8 @@ def test_checkpoint_safe_norms_are_copied_and_pickled():
 @pytest.mark.parametrize("training", [True, False])
 def test_dynamo_traces_one_graph(norm, training):
     """torch.compile without its code generator: tracing is what depends on us."""
+    if training and isinstance(norm, ActNorm):
+        pytest.skip("the first batch sets it: two graphs")
     module = Called(norm).train(training)
     other = copy.deepcopy(module)
     torch.compiler.reset()  # graphs of other norms count against the limit of recompilations

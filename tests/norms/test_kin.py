@@ -4,13 +4,17 @@ from torch import nn
 
 from styleapp.norms import (
     TLU,
+    ActNorm,
     DynamicErf,
     DynamicTanh,
     EvoNormB0,
     EvoNormS0,
     FilterResponseNorm,
     GlobalResponseNorm,
+    LocalContrastNorm,
     LocalResponseNorm,
+    RMSNorm,
+    ScaleNorm,
 )
 
 X = 2 * torch.randn(3, 8, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 1
@@ -133,3 +137,61 @@ def test_local_response_norm_is_alexnets_and_torchs():
     assert LocalResponseNorm(8)(torch.full((1, 8, 2, 2), 1000.0).half()).isfinite().all()
     with pytest.raises(ValueError, match="has 8 channels, the input 4"):
         norm(X[:, :4])
+
+
+class TestLocalContrast:
+    def test_the_formula(self):
+        """As in the paper, with one filter over all channels and positions at once."""
+        offsets = torch.arange(5, dtype=torch.float64) - 2
+        line = torch.exp(-0.5 * (offsets / 1.25) ** 2)
+        window = torch.outer(line, line).expand(1, 8, 5, 5) / (8 * line.sum() ** 2)
+
+        def near(x):
+            return nn.functional.conv2d(nn.functional.pad(x, (2, 2, 2, 2), mode="replicate"), window)
+
+        apart = X - near(X)
+        std = near(apart**2).sqrt()
+        wanted = apart / torch.maximum(std, std.mean((2, 3), keepdim=True))
+        assert torch.allclose(LocalContrastNorm(8, kernel_size=5)(X), wanted, atol=1e-12)
+
+    def test_light_and_contrast_make_no_difference(self):
+        norm = LocalContrastNorm(8)
+        assert torch.allclose(norm(7 * X + 3), norm(X), atol=1e-9)
+        assert torch.equal(norm(torch.full_like(X, 2)).abs() < 1e-9, torch.ones_like(X, dtype=torch.bool))
+        with pytest.raises(ValueError, match="must be odd, got 4"):
+            LocalContrastNorm(8, kernel_size=4)
+
+
+def test_scale_norm():
+    x = torch.randn(2, 5, 16, dtype=torch.float64)
+    norm = ScaleNorm(16).double()
+    assert torch.allclose(norm(x), RMSNorm(16, eps=0.0, affine=False).double()(x), atol=1e-12)
+    with torch.no_grad():
+        norm.scale.fill_(3.0)
+    assert torch.allclose(norm(x).norm(dim=-1), torch.full((2, 5), 3.0, dtype=torch.float64))
+    assert torch.equal(norm(0 * x), 0 * x)
+    with pytest.raises(ValueError, match=r"takes \(\*, 16\), got \(2, 16, 5\)"):
+        norm(x.mT)
+
+
+class TestActNorm:
+    def test_the_first_batch_sets_it(self):
+        norm = ActNorm(8).double()
+        assert torch.equal(norm.eval()(X), X)
+        first = norm.train()(X)
+        assert torch.allclose(first, nn.BatchNorm2d(8, affine=False).double()(X), atol=1e-12)
+        assert torch.allclose(norm(2 * X), 2 * first - norm.bias.view(1, 8, 1, 1), atol=1e-12)  # and no other
+        assert torch.equal(norm.eval()(X), first)
+
+    def test_a_state_dict_is_set_already(self):
+        norm, other = ActNorm(8).double(), ActNorm(8).double()
+        norm(X)
+        other.load_state_dict(norm.state_dict())
+        assert torch.equal(other(X + 1), norm(X + 1))
+
+    def test_is_learned(self):
+        norm = ActNorm(8).double()
+        norm(X).pow(3).sum().backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in norm.parameters())
+        with pytest.raises(ValueError, match=r"takes \(N, 8, \*\), got \(8, 3\)"):
+            norm(torch.zeros(8, 3))

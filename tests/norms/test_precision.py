@@ -5,9 +5,12 @@ import torch
 from torch import nn
 
 from styleapp.norms import (
+    CLADE,
     SEAN,
     SPADE,
+    ActNorm,
     AdaptiveNorm,
+    AttentiveNorm,
     BatchInstanceNorm,
     BatchNorm,
     BatchRenorm,
@@ -29,12 +32,17 @@ from styleapp.norms import (
     InstanceNorm,
     LayerNorm,
     LayerNorm2d,
+    LocalContrastNorm,
     LocalResponseNorm,
     ModeNorm,
     ModulatedNorm,
     Norm,
+    RegionNorm,
+    RepresentativeBatchNorm,
     RMSNorm,
+    ScaleNorm,
     SwitchableNorm,
+    VirtualBatchNorm,
     efdm,
     ot,
     wct,
@@ -57,7 +65,10 @@ NORMS = {
     "ln2d": LayerNorm2d(CHANNELS),
     "layernorm": LayerNorm((CHANNELS, 8, 8)),
     "rms": RMSNorm((CHANNELS, 8, 8)),
+    "scalenorm": ScaleNorm(CHANNELS),
     "lrn": LocalResponseNorm(CHANNELS),
+    "lcn": LocalContrastNorm(CHANNELS, kernel_size=5),
+    "actnorm": ActNorm(CHANNELS),
     "switchable": SwitchableNorm(CHANNELS),
     "ibn-a": IBNa(CHANNELS),
     "half-in": HalfInstanceNorm(CHANNELS),
@@ -72,6 +83,11 @@ NORMS = {
     "cin": ConditionalInstanceNorm(CHANNELS),
     "domain": DomainBatchNorm(CHANNELS, 1),
     "mode": ModeNorm(CHANNELS),
+    "virtual": VirtualBatchNorm(CHANNELS),
+    "rbn": RepresentativeBatchNorm(CHANNELS),
+    "attentive": AttentiveNorm(CHANNELS),
+    "clade": CLADE(CHANNELS, 3),
+    "region": RegionNorm(CHANNELS, 3),
     "spade": SPADE(CHANNELS, 3),
     "sean": SEAN(CHANNELS, 3, style_channels=16),
     "adain": AdaptiveNorm(),
@@ -86,6 +102,9 @@ def call(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
     more = {
         ConditionalInstanceNorm: (0,),
         DomainBatchNorm: (0,),
+        VirtualBatchNorm: (x.flip(0) * 0.5 + 1,),
+        CLADE: (torch.arange(64).view(1, 8, 8) % 3,),
+        RegionNorm: (MAP,),
         SPADE: (MAP,),
         SEAN: (MAP, CODES.to(x.dtype)),
         ModulatedNorm: (CONDITION.to(x.dtype),),
@@ -140,8 +159,8 @@ def test_a_large_mean_loses_no_accuracy(norm, channels_last):
         EvoNormS0,
         LocalResponseNorm,
     )
-    if isinstance(norm, (*no_mean, DynamicTanh, AdaptiveNorm)):
-        pytest.skip("subtracts no mean of the input, or adds a style's of the same size")
+    if isinstance(norm, (*no_mean, DynamicTanh, AdaptiveNorm, AttentiveNorm)):
+        pytest.skip("subtracts no mean of the input, adds a style's of the same size, or compares means")
     x = (torch.randn(2, CHANNELS, 8, 8, dtype=torch.float64) + 1e4).float()
     wanted = call(norm.double(), x.double())
     if channels_last:

@@ -3,7 +3,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from styleapp.norms import SEAN, SPADE, BatchNorm, InstanceNorm, adain, feather, moments, regional_adain
+from styleapp.norms import (
+    CLADE,
+    SEAN,
+    SPADE,
+    BatchNorm,
+    ConditionalInstanceNorm,
+    InstanceNorm,
+    RegionNorm,
+    adain,
+    feather,
+    moments,
+    regional_adain,
+)
 
 X = torch.randn(2, 4, 6, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -133,3 +145,64 @@ class TestRegions:
         assert feather(masks, 0) is masks
         both = feather(torch.cat([masks, 1 - masks], 1), 3.0)
         assert torch.allclose(both.sum(1), torch.ones(1, 9, 40), atol=1e-5)
+
+
+class TestClade:
+    classes = torch.tensor([[0, 1, 1, 2], [0, 0, 2, 2]])[None]
+
+    def test_each_position_has_the_row_of_its_class(self):
+        clade = CLADE(4, 3).double()
+        assert torch.equal(clade(X, self.classes), InstanceNorm(4, affine=False).double()(X))
+        with torch.no_grad():
+            clade.weight.normal_()
+            clade.bias.normal_()
+        y, plain = clade(X, self.classes), InstanceNorm(4, affine=False).double()(X)
+        large = self.classes[0].repeat_interleave(3, 0).repeat_interleave(2, 1)
+        for i, j in ((0, 0), (2, 3), (5, 7), (3, 4)):
+            row = large[i, j]
+            assert torch.allclose(y[..., i, j], plain[..., i, j] * clade.weight[row] + clade.bias[row], atol=1e-12)
+
+    def test_one_class_is_conditional_instance_norm(self):
+        clade, cin = CLADE(4, 2).double(), ConditionalInstanceNorm(4, 2).double()
+        with torch.no_grad():
+            for row in range(2):
+                clade.weight[row] = cin.weight[row].normal_()
+                clade.bias[row] = cin.bias[row].normal_()
+        assert torch.allclose(clade(X, torch.ones(1, 6, 8, dtype=torch.uint8)), cin(X, 1), atol=1e-12)
+
+    def test_errors(self):
+        with pytest.raises(IndexError, match="classes must be 0 to 1, got 0 to 2"):
+            CLADE(4, 2)(X, self.classes)
+        with pytest.raises(ValueError, match="whole numbers"):
+            CLADE(4, 3)(X, torch.ones(1, 6, 8))
+
+
+class TestRegionNorm:
+    def test_each_region_is_instance_norm_by_itself(self):
+        norm = RegionNorm(4).double()
+        with torch.no_grad():
+            norm.weight.normal_()
+            norm.bias.normal_()
+        left = torch.zeros(1, 1, 6, 8)
+        left[..., :3] = 1
+        y = norm(X, torch.cat([left, 1 - left], 1))
+        for r, part in enumerate((slice(0, 3), slice(3, 8))):
+            plain = InstanceNorm(4).double()
+            plain.load_state_dict({"weight": norm.weight[r], "bias": norm.bias[r]})
+            assert torch.allclose(y[..., part], plain(X[..., part]), atol=1e-12)
+
+    def test_what_fills_a_hole_changes_nothing_beside_it(self):
+        hole = torch.zeros(2, 1, 6, 8)
+        hole[0, :, 2:4, 2:5] = 1  # the second sample has none
+        masks = torch.cat([hole, 1 - hole], 1)
+        norm = RegionNorm(4).double()
+        y, other = norm(X, masks), norm(X + 100 * hole, masks)
+        assert torch.allclose(y, other, atol=1e-9) and y.isfinite().all()
+        assert torch.allclose(y[1], InstanceNorm(4).double()(X)[1], atol=1e-12)
+
+    def test_one_region_is_instance_norm(self):
+        assert torch.allclose(RegionNorm(4, 1).double()(X, torch.ones(1, 1, 3, 4)), InstanceNorm(4).double()(X))
+        with pytest.raises(ValueError, match="RegionNorm has 1 regions, got 2 masks"):
+            RegionNorm(4, 1)(X, torch.ones(1, 2, 6, 8))
+        with pytest.raises(ValueError, match="at least one above 0"):
+            RegionNorm(4)(X, torch.zeros(1, 2, 6, 8))

@@ -49,6 +49,8 @@ def cases(device: torch.device) -> dict[str, tuple[Callable[..., Any], nn.Module
     cin = n.ConditionalInstanceNorm(C, 24).to(device)
     ids = torch.arange(8, device=device)
     domain = n.DomainBatchNorm(C, 3).to(device)
+    virtual, clade, region = (m.to(device) for m in (n.VirtualBatchNorm(C), n.CLADE(C, 3), n.RegionNorm(C, 3)))
+    reference, classes = torch.randn(IMAGE, device=device), label.argmax(1)
     modulated = n.ModulatedNorm(n.InstanceNorm(C, affine=False), C, 256).to(device)
     condition = torch.randn(8, 256, device=device)
     return {
@@ -64,12 +66,16 @@ def cases(device: torch.device) -> dict[str, tuple[Callable[..., Any], nn.Module
         "ghost batch norm of 4": (n.GhostBatchNorm(C, virtual_batch_size=4), batch, IMAGE, False),
         "domain batch norm": (lambda x: domain(x, 1), batch, IMAGE, False),
         "batch renormalisation": (n.BatchRenorm(C), batch, IMAGE, False),
+        "virtual batch norm": (lambda x: virtual(x, reference), batch, IMAGE, False),
+        "representative batch norm": (n.RepresentativeBatchNorm(C), batch, IMAGE, False),
+        "mode norm": (n.ModeNorm(C), batch, IMAGE, False),
         "decorrelated batch norm": (n.make_norm("dbn", C), batch, IMAGE, False),
         "IterNorm": (n.make_norm("iternorm", C), batch, IMAGE, False),
         "conditional instance norm": (lambda x: cin(x, ids), instance, IMAGE, False),
         "AdaIN": (lambda x: n.adain(x, style), instance, IMAGE, False),
         "modulated instance norm": (lambda x: modulated(x, condition), instance, IMAGE, False),
         "AdaGN": (lambda x: n.adagn(x, style, num_groups=GROUPS), instance, IMAGE, False),
+        "attentive norm": (n.AttentiveNorm(C), batch, IMAGE, False),
         "switchable norm": (n.SwitchableNorm(C), batch, IMAGE, False),
         "IBN-a": (n.IBNa(C), batch, IMAGE, False),
         "half instance norm": (n.HalfInstanceNorm(C), instance, IMAGE, False),
@@ -78,14 +84,19 @@ def cases(device: torch.device) -> dict[str, tuple[Callable[..., Any], nn.Module
         "MixStyle": (n.MixStyle(p=1), instance, IMAGE, False),
         "positional norm": (n.make_norm("pono", C), ChannelsLastLayerNorm(), IMAGE, False),
         "local response norm": (n.LocalResponseNorm(C), nn.LocalResponseNorm(5), IMAGE, False),
+        "local contrast norm": (n.LocalContrastNorm(C), nn.LocalResponseNorm(5), IMAGE, False),
         "filter response norm": (n.FilterResponseNorm(C), instance, IMAGE, False),
         "global response norm": (n.GlobalResponseNorm(C), instance, IMAGE, False),
         "EvoNorm-B0": (n.EvoNormB0(C), batch, IMAGE, False),
         "EvoNorm-S0": (n.EvoNormS0(C, num_groups=GROUPS), nn.GroupNorm(GROUPS, C), IMAGE, False),
+        "activation norm": (n.ActNorm(C), batch, IMAGE, False),
+        "scale norm, tokens": (n.ScaleNorm(768), nn.LayerNorm(768), TOKENS, False),
         "dynamic tanh, tokens": (n.DynamicTanh(768, dim=-1), nn.LayerNorm(768), TOKENS, False),
         "dynamic erf, tokens": (n.DynamicErf(768, dim=-1), nn.LayerNorm(768), TOKENS, False),
         "SPADE, 128 hidden channels": (lambda x: spade(x, label), instance, IMAGE, False),
         "SEAN, 3 regions": (lambda x: sean(x, label.softmax(1), codes), instance, IMAGE, False),
+        "CLADE, 3 classes": (lambda x: clade(x, classes), instance, IMAGE, False),
+        "region norm, 3 regions": (lambda x: region(x, label.softmax(1)), instance, IMAGE, False),
         "EFDM": (lambda x: n.efdm(x, x.detach().flip(-1)), instance, IMAGE, False),
         "OT": (lambda x: n.ot(x, x.detach().flip(-1)), instance, IMAGE, False),
         "WCT": (lambda x: n.wct(x, x.detach().flip(-1)), instance, IMAGE, False),

@@ -162,7 +162,7 @@ class CLADE(nn.Module):
         if not known:
             raise IndexError(f"classes must be 0 to {len(self.weight) - 1}, got {classes.min()} to {classes.max()}")
         row = _resized(classes[:, None], (x.shape[-2], x.shape[-1]))[:, 0].long()
-        gamma, beta = (table[row].movedim(-1, 1) for table in (self.weight, self.bias))
+        gamma, beta = (F.embedding(row, table).movedim(-1, 1) for table in (self.weight, self.bias))
         y: Tensor = self.base(x)
         return torch.addcmul(beta.to(y.dtype), y, gamma.to(y.dtype))
 

@@ -204,7 +204,7 @@ def test_norms_are_those_of_float64(name, dtype):
     if name == "syncbn":
         pytest.skip("needs processes")
     x = torch.randn(4, 32, 12, 10) * 3 + 5
-    if name in ("layernorm", "rms"):
+    if name in ("layernorm", "rms", "scalenorm"):
         x = x.movedim(1, -1).contiguous()
     more = (0,) if name == "cin" else ()
     exact = copy.deepcopy(norm).double()

@@ -32,6 +32,9 @@ EPS = 1e-3
 STRIP = 2**19
 """Pixels that are enlarged at once: 100 MB at most."""
 
+MODES = ("bicubic", "bilinear")
+"""In which pictures and slopes are enlarged."""
+
 BAND = 64
 """Rows, or columns, that one product of matrices makes: of longer ones most numbers are zeros."""
 
@@ -98,12 +101,13 @@ def enlarged(picture: Picture, small: Picture, result: Picture, kept: float | Te
     Args:
         kept: as for :func:`slopes`.
     """
-    size, (height, width) = picture.size, small.size
-    out = picture.empty()
-    columns = {mode: _bands(range(size[1]), width, size[1], mode) for mode in ("bicubic", "bilinear")}
-    for strip in strips(picture, max(16, STRIP // size[1])):
+    size, out = picture.size, picture.empty()
+    down, across = ({mode: _taps(*pair, mode) for mode in MODES} for pair in zip(small.size, size, strict=True))
+    columns = {mode: _bands(taps, 0, size[1]) for mode, taps in across.items()}
+    most = STRIP if device.type == "cpu" else 4 * STRIP  # a GPU has no cache to stay in, and waits for small parts
+    for strip in strips(picture, max(16, most // size[1])):
         x = unit(picture.pixels[:, :, strip].to(device))
-        rows = {mode: _bands(range(size[0])[strip], height, size[0], mode) for mode in columns}
+        rows = {mode: _bands(taps, strip.start, strip.start + x.shape[2]) for mode, taps in down.items()}
         seen = slice(rows["bicubic"][0].seen.start, rows["bicubic"][-1].seen.stop)
         around = slice(max(0, seen.start - RADIUS - 1), seen.stop + RADIUS + 1)  # a strip has the slopes of the whole
         photo, styled = (unit(p.pixels[:, :, around].to(device)) for p in (small, result))
@@ -147,42 +151,46 @@ class Band(NamedTuple):
     matrix: Tensor
 
 
-def _bands(wanted: range, source: int, size: int, mode: str) -> list[Band]:
-    """How ``source`` rows become the ``wanted`` ones of ``size``, as torch enlarges, :data:`BAND` rows at a time."""
+def _taps(source: int, size: int, mode: str) -> tuple[Tensor, Tensor]:
+    """Which of ``source`` rows make each of ``size``, and how much of each, as torch enlarges: (size, taps) both."""
+    at = (torch.arange(size, dtype=torch.float64) + 0.5) * source / size - 0.5
+    if mode == "bilinear":
+        at = at.clamp(min=0)
+    first = at.floor()
+    t = at - first
+    cubic = {offset: _cubic((t - offset).abs()) for offset in (-1, 0, 1, 2)}
+    taps = {0: 1 - t, 1: t} if mode == "bilinear" else cubic
+    index = torch.stack([(first + offset).clamp(0, source - 1) for offset in taps], 1).long()
+    return index, torch.stack(list(taps.values()), 1).float()
+
+
+def _bands(taps: tuple[Tensor, Tensor], start: int, stop: int) -> list[Band]:
+    """The rows from ``start`` to ``stop``, :data:`BAND` at a time."""
     bands = []
-    for start in range(0, len(wanted), BAND):
-        some = torch.tensor(wanted[start : start + BAND], dtype=torch.float64)
-        at = (some + 0.5) * source / size - 0.5
-        if mode == "bilinear":
-            at = at.clamp(min=0)
-        first = at.floor()
-        t = at - first
-        cubic = {offset: _cubic((t - offset).abs()) for offset in (-1, 0, 1, 2)}
-        taps = {0: 1 - t, 1: t} if mode == "bilinear" else cubic
-        index = torch.stack([(first + offset).clamp(0, source - 1) for offset in taps], 1).long()
-        seen = slice(int(index.min()), int(index.max()) + 1)
-        matrix = torch.zeros(len(some), seen.stop - seen.start, dtype=torch.float64)
-        matrix.scatter_add_(1, index - seen.start, torch.stack(list(taps.values()), 1))
-        bands.append(Band(slice(start, start + len(some)), seen, matrix.float()))
+    for top in range(start, stop, BAND):
+        index, weights = (t[top : min(top + BAND, stop)] for t in taps)
+        seen = slice(int(index[0, 0]), int(index[-1, -1]) + 1)
+        matrix = torch.zeros(len(index), seen.stop - seen.start).scatter_add_(1, index - seen.start, weights)
+        bands.append(Band(slice(top - start, top - start + len(index)), seen, matrix))
     return bands
 
 
 def _enlarged(x: Tensor, above: int, rows: list[Band], columns: list[Band], mode: str) -> Tensor:
     """The picture that rows and columns make of ``x``, above which ``above`` rows are missing."""
-    width = columns[-1].made.stop
-    if x.is_cpu:  # three times as fast as torch, which takes 16 taps for what has 4
-        flat = x.flatten(0, 2)
-        across = x.new_empty(flat.shape[0], width)
-        for made, seen, matrix in columns:
-            torch.mm(flat[:, seen], matrix.T, out=across[:, made])
-        across = across.view(*x.shape[:3], width)
-    else:
-        across = F.interpolate(x, [x.shape[2], width], mode=mode)
-    out = x.new_empty(*x.shape[:2], rows[-1].made.stop, width)
+    height, width = rows[-1].made.stop, columns[-1].made.stop
+    if not x.is_cpu:
+        wide = F.interpolate(x, [x.shape[2], width], mode=mode)
+        parts = [r.matrix.to(x.device) @ wide[:, :, r.seen.start - above : r.seen.stop - above] for r in rows]
+        return torch.cat(parts, 2)
+    flat = x.flatten(0, 2)
+    across = x.new_empty(flat.shape[0], width)
+    for made, seen, matrix in columns:  # three times as fast as torch, which takes 16 taps for what has 4
+        torch.mm(flat[:, seen], matrix.T, out=across[:, made])
+    out = x.new_empty(*x.shape[:2], height, width)
     for made, seen, matrix in rows:
-        weights, below = matrix.to(x.device), slice(seen.start - above, seen.stop - above)
-        for channel, place in zip(across[0], out[0], strict=True):
-            torch.mm(weights, channel[below], out=place[made])
+        below = slice(seen.start - above, seen.stop - above)
+        for channel, place in zip(across.view(*x.shape[1:3], width), out[0], strict=True):
+            torch.mm(matrix, channel[below], out=place[made])
     return out
 
 

@@ -40,9 +40,9 @@ def test_reduced_in_strips_is_reduced_at_once(size):
 def test_rows_are_those_of_torch(mode):
     x = torch.rand(1, 3, 40, 50)
     wanted = F.interpolate(x, (133, 170), mode=mode)
-    columns = enlarge._bands(range(170), 50, 170, mode)
+    down, columns = enlarge._taps(40, 133, mode), enlarge._bands(enlarge._taps(50, 170, mode), 0, 170)
     parts = [
-        enlarge._enlarged(x, 0, enlarge._bands(range(133)[top : top + step], 40, 133, mode), columns, mode)
+        enlarge._enlarged(x, 0, enlarge._bands(down, top, min(top + step, 133)), columns, mode)
         for step in (30, 133)
         for top in range(0, 133, step)
     ]

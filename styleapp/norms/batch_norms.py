@@ -351,7 +351,7 @@ class ModeNorm(nn.Module):
 
 
 class VirtualBatchNorm(nn.Module):
-    """Virtual batch norm (Salimans et al. 2016, arXiv 1606.03498, section 3.4): each sample with one fixed batch.
+    """Virtual batch norm (Salimans et al. 2016, arXiv 1606.03498, section 3.5): each sample with one fixed batch.
 
     μ and σ² are those of a reference batch and the sample together, merged exactly; a sample does not depend on the
     others of its batch, and training and evaluation are the same. The reference batch, chosen once, goes through the
@@ -385,7 +385,7 @@ class VirtualBatchNorm(nn.Module):
 
 
 class RepresentativeBatchNorm(nn.Module):
-    """Batch norm, calibrated by each sample's own means (Gao et al. 2021, CVPR, eq. 3 to 6).
+    """Batch norm, calibrated by each sample's own means (Gao et al. 2021, CVPR, section 3).
 
         x' = x + w_m K(x),  x̂ = (x' - μ) / sqrt(σ² + ε),  y = γ · x̂ · sigmoid(w_v K(x̂) + w_b) + β
 

@@ -285,7 +285,7 @@ class AttentiveNorm(nn.Module):
         λ_n = hard-sigmoid(BN(W a_n)), a_n = μ / sqrt(σ² + 1e-3) of each channel of sample n
         y_n = norm(x_n) · Σ_k λ_nk γ_k + Σ_k λ_nk β_k
 
-    The paper's best weights (its table of choices): relative deviations, batch norm, hard-sigmoid.
+    These weights, of several that the paper compares, are the ones that its authors' code has by default.
 
     Args:
         num_channels: C.

@@ -108,7 +108,7 @@ class GlobalResponseNorm(nn.Module):
 
 
 class LocalContrastNorm(nn.Module):
-    """Local contrast normalisation (Jarrett et al. 2009, section 3.1): y = v / max(c, σ), v = x - μ.
+    """Local contrast normalisation (Jarrett et al. 2009, ICCV, section 2): y = v / max(c, σ), v = x - μ.
 
     μ = Σ w x and σ² = Σ w v² are of all channels in a Gaussian window around each position, whose weights w add up to
     1; c is the mean of σ over a sample, so that flat parts are not blown up. At borders the edge is repeated.

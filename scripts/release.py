@@ -1,7 +1,7 @@
 """Measure the built-in styles and write weights/manifest.json for the files that lie in weights/.
 
     python scripts/release.py --gallery DIR [--decoder runs/adain.safetensors] [--cin runs/cin.safetensors]
-                              [--cin-sizes runs/cin_sizes.safetensors]
+                              [--cin-sizes runs/cin_sizes.safetensors] [--adain-codes runs/adain_codes.safetensors]
                               [--instance runs/in_*.safetensors] [--ablation runs/ablation_*.safetensors]
 
 DIR holds one JPEG a painting and gallery.json (name, title, artist, year, museum, licence). What is
@@ -24,7 +24,7 @@ from torchvision.transforms import v2
 from styleapp.files import read_image
 from styleapp.models import Encoder, StyleCode, code_from_moments
 from styleapp.norms import moments
-from styleapp.weights import ABLATION, CIN, CIN_SIZES, DECODER, ENCODER, IN, INT8, LAYERS, STYLES, sha256
+from styleapp.weights import ABLATION, ADAIN_CODES, CIN, CIN_SIZES, DECODER, ENCODER, IN, INT8, LAYERS, STYLES, sha256
 
 NORMS = ("none", "bn", "in", "ln", "gn", "switchable")
 """Of small decoders, in the order in which they are shown."""
@@ -83,6 +83,7 @@ def main() -> None:
     parser.add_argument("--decoder", type=Path, help="a trained decoder to ship; without it the shipped one stays")
     parser.add_argument("--cin", type=Path, help="a trained network of conditional instance norm to ship")
     parser.add_argument("--cin-sizes", type=Path, help="codes for it at other stroke sizes, of scripts/learn_sizes.py")
+    parser.add_argument("--adain-codes", type=Path, help="codes for the AdaIN decoder, of the same script")
     parser.add_argument("--instance", type=Path, nargs="*", default=[], help="trained networks of instance norm")
     parser.add_argument("--ablation", type=Path, nargs="*", default=[], help="small decoders with norms inside")
     parser.add_argument("--folder", type=Path, default=Path("weights"))
@@ -91,12 +92,10 @@ def main() -> None:
     manifest_path = args.folder / "manifest.json"
     styles = json.loads(manifest_path.read_text(encoding="utf-8"))["styles"] if manifest_path.exists() else []
 
-    if args.decoder:
-        shutil.copyfile(args.decoder, files[DECODER])
-    if args.cin:
-        shutil.copyfile(args.cin, args.folder / f"{CIN}.safetensors")
-    if args.cin_sizes:
-        shutil.copyfile(args.cin_sizes, args.folder / f"{CIN_SIZES}.safetensors")
+    given = {DECODER: args.decoder, CIN: args.cin, CIN_SIZES: args.cin_sizes, ADAIN_CODES: args.adain_codes}
+    for name, file in given.items():
+        if file:
+            shutil.copyfile(file, args.folder / f"{name}.safetensors")
     for file in args.instance:
         shutil.copyfile(file, args.folder / f"{IN}{styles_of(file)[0]}.safetensors")
     for file in args.ablation:
@@ -151,20 +150,22 @@ def main() -> None:
             "licence": "Apache-2.0",
             **made_with,
         }
-    if (file := args.folder / f"{CIN_SIZES}.safetensors").exists():
+    for name, network in ((CIN_SIZES, CIN), (ADAIN_CODES, DECODER)):
+        if not (file := args.folder / f"{name}.safetensors").exists():
+            continue
         with safe_open(file, "pt") as stored:
-            made_for = stored.metadata()["cin_sha256"]
-        if made_for == sha256(files[CIN]):
-            files[CIN_SIZES] = file
-            entries[CIN_SIZES] = {
+            made_for = stored.metadata()[f"{network}_sha256"]
+        if made_for == sha256(files[network]):
+            files[name] = file
+            entries[name] = {
                 "architecture": "style-codes",
-                "config": {"cin_sha256": made_for},
+                "config": {f"{network}_sha256": made_for},
                 "source": "learned by scripts/learn_sizes.py, see README.md beside this file",
                 "licence": "Apache-2.0",
                 **made_with,
             }
         else:
-            print(f"{file}: left out, it was learned for another CIN network; run scripts/learn_sizes.py")
+            print(f"{file}: left out, it was learned for another {network}; run scripts/learn_sizes.py")
     for norm in NORMS:
         if (file := args.folder / f"{ABLATION}{norm}.safetensors").exists():
             files[file.stem] = file

@@ -11,7 +11,7 @@ from styleapp.devices import check_compiler, find_precision
 from styleapp.errors import OptionError
 from styleapp.models import Stylizer, TransformerNet
 from styleapp.models.decoder import DETAIL
-from styleapp.weights import ABLATION, CIN, DECODER, IN, TRANSFORMER, Conditional, Weights
+from styleapp.weights import ABLATION, ADAIN_CODES, CIN, DECODER, IN, TRANSFORMER, Conditional, Weights
 
 __all__ = ["Networks"]
 
@@ -33,6 +33,7 @@ class Networks:
 
     Attributes:
         adain: the network of AdaIN and its kin; the others share its encoder.
+        adain_codes: its learned codes of built-in styles, by name and stroke size.
         dtype: of their weights.
     """
 
@@ -46,6 +47,7 @@ class Networks:
         self._lock = threading.Lock()
         with torch.inference_mode(False):  # gradients of codes go through it
             self.adain: Stylizer = files.stylizer().to(device)
+            self.adain_codes = files.adain_codes(self.adain)
             for part in (self.adain.encoder, self.adain.decoder):  # what is predicted is, as all statistics, in float32
                 part.to(self.dtype).to(memory_format=torch.channels_last)
         if precision == "int8":
@@ -149,8 +151,8 @@ class Networks:
     def checksum_of(self, norm: str) -> str:
         """What identifies the network of a norm."""
         name, _, inside = norm.partition(":")
-        several = {"cin": (CIN,), "in": (IN,), "decoder": (ABLATION + inside,), "auto": (CIN, DECODER)}
-        prefixes = several.get(name, (DECODER,))
+        several = {"cin": (CIN,), "in": (IN,), "decoder": (ABLATION + inside,), "auto": (CIN, DECODER, ADAIN_CODES)}
+        prefixes = several.get(name, (DECODER, ADAIN_CODES))
         return " ".join(e.sha256 for n, e in self.files.entries.items() if n.startswith(prefixes))
 
     def _only_style(self, styles: Sequence[object]) -> str:

@@ -478,7 +478,7 @@ class StyleTransfer:
         network = self.networks.adain
         image, weight = self.styles.image_of(painting, options.style_size, network.min_size)
         features: Tensor = network.encoder(image)
-        parts = network.measure(image, weight).split(network.parts)
+        parts = network.measure(image, weight, options.refine, refining).split(network.parts)
         if weight is not None:
             shows = F.adaptive_avg_pool2d(weight, (features.shape[-2], features.shape[-1]))[0, 0] > 0
             features = features[..., shows].unsqueeze(2)

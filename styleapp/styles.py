@@ -21,7 +21,7 @@ from styleapp.models import StyleCode, Stylizer, code_from_moments
 from styleapp.networks import Networks
 from styleapp.norms import moments, weighted_moments
 from styleapp.options import Options
-from styleapp.weights import CIN, ENCODER, IN, StyleGallery, between, save_style
+from styleapp.weights import CIN, DECODER, ENCODER, IN, StyleGallery, between, save_style
 
 __all__ = ["Source", "Style", "Styles", "check_side", "read"]
 
@@ -68,7 +68,7 @@ class Styles:
             return False
         network = self.networks.conditional(CIN).stylizer
         if isinstance(style, StyleCode):
-            return style.num_channels == network.code_channels
+            return network.takes(style)
         if isinstance(style, Mapping):
             style = list(style.items())
         if isinstance(style, Sequence) and not isinstance(style, (str, bytes)):
@@ -105,14 +105,17 @@ class Styles:
     ) -> StyleCode:
         """The code of a style for the network of ``norm``, or the weighted mean of several.
 
-        For "cin" a learned one where there is one, else predicted and refined by so many steps; for "in" the one of
-        that network. Codes of paintings are kept (:class:`styleapp.codes.CodeCache`). ``refining`` is called after
-        each step; what it raises ends the work.
+        A learned one where there is one, else predicted and refined by so many steps; for "in" the one of that network.
+        Codes of paintings are kept (:class:`styleapp.codes.CodeCache`). ``refining`` is called after each step; what it
+        raises ends the work.
         """
         network = self.networks.of(norm, [style])
         if isinstance(style, StyleCode):
-            if style.num_channels != network.code_channels:
-                raise OptionError(f"the code has {style.num_channels} channels, the network {network.code_channels}")
+            if not network.takes(style):
+                raise OptionError(
+                    f"the code, of {style.num_channels} channels, is of another network than that of norm {norm}, "
+                    f"which takes {network.code_channels}"
+                )
             return style
         if isinstance(style, Mapping):
             style = list(style.items())
@@ -122,20 +125,28 @@ class Styles:
             codes = [self.code(s, style_size, norm, refine, refining) for s, _ in used]
             return StyleCode.mix(codes, [w for _, w in used])
         if isinstance(style, str) and style in self.gallery.styles:
-            return self._named_code(style, style_size, norm, network)
+            return self._named_code(style, style_size, norm, network, refine, refining)
         if isinstance(style, str) and not _looks_like_path(style):
             raise unknown_name("style", style, self.gallery.styles)
         painting = self.read(style)
-        refine = 0 if network.predictor is None else refine
-        files = (ENCODER, CIN) if network.conditional else (ENCODER,)
-        checksums = " ".join(map(self.networks.checksum, files))
-        key = CodeKey(digest_of(painting), style_size, f"{checksums} {network.code_channels}", refine, self.arithmetic)
+        key = self._key(digest_of(painting.pixels, painting.weight), style_size, network, refine)
         code = self._codes.code(key, lambda: self.measure(painting, style_size, network, refine, refining))
         return code.to(self.device)
 
-    def _named_code(self, name: str, style_size: int, norm: str, network: Stylizer) -> StyleCode:
+    def _key(self, digest: str, style_size: int, network: Stylizer, refine: int) -> CodeKey:
+        files = [ENCODER]
+        if network.probe is None:
+            refine = 0
+        else:
+            files.append(CIN if network.conditional else DECODER)
+        checksums = " ".join(map(self.networks.checksum, files))
+        return CodeKey(digest, style_size, f"{checksums} {network.code_channels}", refine, self.arithmetic)
+
+    def _named_code(
+        self, name: str, style_size: int, norm: str, network: Stylizer, refine: int, refining: Callable[[], None]
+    ) -> StyleCode:
         if norm not in ("cin", "in"):
-            return self._measured_code(name, style_size, network)
+            return self._measured_code(name, style_size, network, refine, refining)
         if norm == "in":
             return self.networks.conditional(IN + name).codes[name]
         learned = self._learned(name, style_size)
@@ -153,16 +164,24 @@ class Styles:
         return learned
 
     @torch.inference_mode()
-    def _measured_code(self, name: str, style_size: int, network: Stylizer) -> StyleCode:
+    def _measured_code(
+        self, name: str, style_size: int, network: Stylizer, refine: int, refining: Callable[[], None]
+    ) -> StyleCode:
         if network.shifts is None:
             return self.gallery.code(name, style_size)
+        if (learned := between(self.networks.adain_codes.get(name, {}), style_size)) is not None:
+            return learned.to(self.device)
         seen = self.layer_codes(name, style_size)
         if seen is None:
             raise OptionError(
                 f"of the style {name!r}, which an earlier version has saved, too little is known: save it again, "
                 f"styleapp styles save PAINTING --name {name} --overwrite"
             )
-        return StyleCode.join(seen)
+        if not refine or network.probe is None:
+            return network.predicted(seen)
+        joined = StyleCode.join(seen)
+        key = self._key(digest_of(joined.gamma, joined.beta), style_size, network, refine)
+        return self._codes.code(key, lambda: network.predicted(seen, refine, refining)).to(self.device)
 
     @torch.inference_mode()
     def measure(

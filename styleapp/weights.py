@@ -52,6 +52,7 @@ Network = TypeVar("Network", bound=nn.Module)
 ENCODER, DECODER, STYLES, CIN, IN = "vgg19_relu4_1", "adain_decoder", "styles", "cin", "in_"
 INT8 = "vgg19_int8"
 CIN_SIZES = "cin_sizes"
+ADAIN_CODES = "adain_codes"
 ABLATION = "ablation_"
 LAYERS = ".layers"
 TRANSFORMER = "instance-norm-transformer"
@@ -204,6 +205,19 @@ class Weights:
             shifts = _filled(ShiftPredictor(seen, sum(decoder.hidden.values())), told, self.folder)
         return Stylizer(encoder, decoder, shifts=shifts).eval().requires_grad_(False)
 
+    def adain_codes(self, stylizer: Stylizer) -> dict[str, dict[int, StyleCode]]:
+        """Learned codes of built-in styles for the AdaIN network, by name and stroke size; none where there are none.
+
+        Raises:
+            WeightsError: for codes of another decoder.
+        """
+        found: dict[str, dict[int, StyleCode]] = {}
+        if ADAIN_CODES in self.entries:
+            for of_style, rows in self._codes(ADAIN_CODES, DECODER, stylizer.code_channels).items():
+                style, _, size = of_style.rpartition(".")
+                found.setdefault(style, {})[int(size)] = _code(rows)
+        return found
+
     def conditional(self, name: str, encoder: Encoder) -> Conditional:
         """The network of conditional instance norm, "cin", or one of instance norm, "in_" and the style."""
         tensors = self.load(name)
@@ -227,18 +241,18 @@ class Weights:
         learned = {n: _code(rows) for n, rows in zip(names, codes, strict=True)}
         sizes = {n: {Options.style_size: code} for n, code in learned.items()}
         if name == CIN and CIN_SIZES in self.entries:
-            for of_style, rows in self._sizes(stylizer.code_channels).items():
+            for of_style, rows in self._codes(CIN_SIZES, CIN, stylizer.code_channels).items():
                 style, _, size = of_style.rpartition(".")
                 if style in sizes:
                     sizes[style][int(size)] = _code(rows)
         return Conditional(stylizer.eval().requires_grad_(False), learned, sizes)
 
-    def _sizes(self, channels: int) -> dict[str, Tensor]:
-        """Codes for the CIN network at further stroke sizes, (2, channels) by "style.size"."""
-        tensors, entry = self.load(CIN_SIZES), self.entries[CIN_SIZES]
+    def _codes(self, name: str, network: str, channels: int) -> dict[str, Tensor]:
+        """The codes in a file for that network, (2, channels) by "style.size"."""
+        tensors, entry = self.load(name), self.entries[name]
         path = self.folder / entry.file
-        if entry.config.get("cin_sha256") != self.entries[CIN].sha256:
-            raise WeightsError(f"{path} was made with another network than {self.entries[CIN].file}")
+        if entry.config.get(f"{network}_sha256") != self.entries[network].sha256:
+            raise WeightsError(f"{path} was made with another network than {self.entries[network].file}")
         for of_style, rows in tensors.items():
             if rows.shape != (2, channels) or not of_style.rpartition(".")[2].isdigit():
                 raise WeightsError(f"{path}: {of_style!r} of shape {tuple(rows.shape)}, expected {(2, channels)}")

@@ -34,6 +34,7 @@ FILES = [
     "styles",
     "cin",
     "cin_sizes",
+    "adain_codes",
     "ablation_none",
     "ablation_bn",
     "ablation_in",
@@ -96,6 +97,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shifts = ShiftPredictor(4 + 6 + 8, sum(network.decoder.hidden.values())).requires_grad_(False)
         torch.nn.init.normal_(shifts.last.weight, std=0.02)
     shifts.mean.fill_(-0.5)
+    shifts.probe.copy_(torch.linspace(0, 1, 3 * 192 * 192).reshape(1, 192, 192, 3).movedim(-1, 1).roll(60, 2))
     told = {f"shifts.{k}": v for k, v in shifts.state_dict().items()}
     skips = {"relu1_1": 4, "relu2_1": 6}
     sees_more = Decoder(16, skips=skips).requires_grad_(False)
@@ -106,6 +108,13 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         conditional = Stylizer(network.encoder, decoder, conditional=True)
         codes = [conditional.measure(torch.rand(1, 3, 32, 32)) for _ in range(count)]
         return torch.stack([torch.cat([c.gamma, c.beta]).flatten(1) for c in codes])
+
+    def told_table(seed: int) -> Tensor:
+        """γ and β at relu4_1, and behind them what the convolutions are told, unscaled."""
+        rows = torch.rand(2, 16 + sum(network.decoder.hidden.values()), generator=torch.Generator().manual_seed(seed))
+        rows[0, 16:] = 0
+        rows[1, 16:] -= 0.5
+        return rows
 
     def with_norm(norm: str) -> dict[str, Tensor]:
         """The same filters with a norm inside; running statistics as a training would have left them."""
@@ -128,6 +137,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {"width": 1.0, "styles": STYLES, "skips": skips},
         ),
         "cin_sizes": ({f"{name}.{size}": table(sees_more, 1)[0] for name in STYLES for size in SIZES[1:]}, {}),
+        # Of one style only: the others are predicted.
+        "adain_codes": ({f"the-visit.{size}": told_table(size) for size in SIZES[::2]}, {}),
         "ablation_none": (network.decoder.state_dict(), {"width": 1.0, "in_channels": 16}),
         "ablation_bn": (with_norm("bn"), {"width": 1.0, "in_channels": 16, "norm": "bn"}),
         "ablation_in": (with_norm("in"), {"width": 1.0, "in_channels": 16, "norm": "in"}),
@@ -149,6 +160,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if name != "vgg19_relu4_1":
             entries[name]["encoder_sha256"] = entries["vgg19_relu4_1"]["sha256"]
     entries["cin_sizes"]["config"]["cin_sha256"] = entries["cin"]["sha256"]
+    entries["adain_codes"]["config"]["adain_decoder_sha256"] = entries["adain_decoder"]["sha256"]
     about = {"title": "T", "artist": "A", "year": "1900", "museum": "M", "licence": "CC0"}
     manifest = {"files": entries, "styles": [{"name": name, **about} for name in STYLES]}
     (folder / "manifest.json").write_text(json.dumps(manifest))

@@ -100,7 +100,7 @@ class TestShifts:
 
     def test_they_are_added_to_what_each_hidden_convolution_gives(self):
         parts = code(1, TOLD).split(TOLD.parts)
-        assert list(parts) == ["relu1_1", "relu2_1", "relu3_1", "relu4_1"]
+        assert list(parts) == ["relu4_1", *TOLD.decoder.hidden]
         told = TOLD.told(parts)
         seen = TOLD.encoder.features(picture(40, 56, 1).rgb)
         logs = [torch.cat([t(f) for f in seen[:3]], 1) for t in (_log_std, lambda f: (f.mean((2, 3)) + 0.01).log())]

@@ -53,7 +53,8 @@ def test_mixing(transfer, photo):
     gammas = [transfer.styles.code(n, 64).gamma for n in ("great-wave", "wheat-field")]
     assert torch.allclose(code.gamma, 0.25 * gammas[0] + 0.75 * gammas[1])
     nested = transfer.styles.code([(noise(32, 32), 1), ("great-wave", 1)], 64)
-    assert nested.num_channels == 4 + 6 + 8 + 16
+    network = transfer.networks.adain
+    assert nested.num_channels == 16 + sum(network.decoder.hidden.values()) and network.takes(nested)
 
 
 def test_strength_zero_gives_the_photo_back(transfer, photo):
@@ -428,6 +429,43 @@ class TestAuto:
         assert not notes
         transfer.stylize(photo, "great-wave", tile="32", note=notes.append)
         assert any("adain, twice" in note for note in notes)
+
+
+class TestTold:
+    """What AdaIN's decoder is told of a painting: predicted, refined, or learned."""
+
+    @pytest.fixture
+    def networks(self, transfer):
+        return transfer.networks
+
+    def test_a_learned_code_is_taken_and_interpolated(self, transfer, networks):
+        small, large = (networks.adain_codes["the-visit"][size] for size in (32, 128))
+        assert torch.equal(transfer.styles.code("the-visit", 32).beta, small.beta)
+        between = transfer.styles.code("the-visit", 64)
+        assert torch.allclose(between.beta, (small.beta + large.beta) / 2) and networks.adain.takes(between)
+        with pytest.raises(OptionError, match="must be 32 to 128, got 16"):
+            transfer.styles.code("the-visit", 16)
+
+    def test_a_style_without_one_is_refined_once(self, weights, tmp_path):
+        """It has no painting, but its moments are what a painting is refined for."""
+        steps: list[int] = []
+        for folder in (tmp_path, tmp_path):
+            transfer = StyleTransfer("cpu", "fp32", weights=weights, code_cache=folder)
+            told = transfer.styles.code("great-wave", 64, refine=5, refining=lambda: steps.append(1))
+        assert len(steps) == 5
+        seen = transfer.styles.layer_codes("great-wave", 64)
+        assert seen is not None
+        wanted = transfer.networks.adain.predicted(seen, 5)
+        assert torch.equal(told.beta, wanted.beta) and torch.equal(told.gamma, wanted.gamma)
+        assert not torch.equal(told.beta, transfer.styles.code("great-wave", 64, refine=0).beta)
+
+    def test_a_painting_is_refined_for_adain_and_its_kin(self, transfer, photo):
+        painting = noise(70, 90, seed=5)
+        for norm in ("adain", "wct", "adaln"):
+            plain, refined = (transfer.stylize(photo, painting, norm=norm, refine=refine, **SIZE) for refine in (0, 8))
+            assert not np.array_equal(array(plain), array(refined))
+        same = [transfer.stylize(photo, painting, norm="decoder:none", refine=n, **SIZE) for n in (0, 8)]
+        assert np.array_equal(array(same[0]), array(same[1]))  # it is told nothing
 
 
 def test_a_style_that_an_earlier_version_has_saved(transfer, photo, monkeypatch):

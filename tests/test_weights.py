@@ -7,7 +7,7 @@ from conftest import FILES, STYLES, noise
 from safetensors.torch import load_file, save_file
 
 from styleapp.errors import OptionError, WeightsError
-from styleapp.models import Decoder
+from styleapp.models import Decoder, StyleCode
 from styleapp.weights import Weights, sha256, weights_folder
 
 
@@ -137,6 +137,19 @@ def test_codes_at_other_stroke_sizes_belong_to_their_network(copy):
             Weights(copy).conditional("cin", made.encoder())
 
 
+def test_learned_codes_of_adain_belong_to_their_decoder(copy):
+    made = Weights(copy)
+    found = made.adain_codes(made.stylizer())
+    rows = made.load("adain_codes")["the-visit.32"].float()
+    assert {name: sorted(codes) for name, codes in found.items()} == {"the-visit": [32, 128]}
+    assert torch.equal(found["the-visit"][32].beta.flatten(), rows[1])
+    edit(copy, lambda files: files["adain_codes"]["config"].update(adain_decoder_sha256="0"))
+    with pytest.raises(WeightsError, match=r"adain_codes\.safetensors was made with another network"):
+        Weights(copy).adain_codes(made.stylizer())
+    edit(copy, lambda files: files.pop("adain_codes"))
+    assert Weights(copy).adain_codes(made.stylizer()) == {}
+
+
 def test_the_manifest_says_how_a_decoder_upsamples(copy):
     """Nearest where it says nothing, as in files of before there was a choice."""
     plain = Weights(copy)
@@ -186,8 +199,8 @@ def test_learning_stroke_sizes_goes_on_where_it_was_stopped(copy, tmp_path, monk
     out = tmp_path / "sizes.safetensors"
     folders = ["--gallery", str(tmp_path / "gallery"), "--content", str(tmp_path / "content"), "--out", str(out)]
 
-    def learn(steps: int, *sizes: int) -> int:
-        arguments = [*folders, "--steps", steps, "--photos", 1, "--size", 32, "--sizes", *sizes]
+    def learn(steps: int, *sizes: int, more: tuple[str, ...] = ()) -> int:
+        arguments = [*folders, "--steps", steps, "--photos", 1, "--size", 32, *more, "--sizes", *sizes]
         monkeypatch.setattr("sys.argv", ["learn_sizes.py", *map(str, arguments)])
         learn_sizes.main()
         return len(capsys.readouterr().out.splitlines())
@@ -203,3 +216,9 @@ def test_learning_stroke_sizes_goes_on_where_it_was_stopped(copy, tmp_path, monk
     with pytest.raises(SystemExit):
         learn(3, 32)
     assert "was made otherwise" in capsys.readouterr().err
+
+    out.unlink()
+    assert learn(2, 64, more=("--network", "adain")) == 3
+    network, rows = Weights(copy).stylizer(), load_file(out)[f"{STYLES[0]}.64"].float()
+    code = StyleCode(rows[0].view(1, -1, 1, 1), rows[1].view(1, -1, 1, 1))
+    assert network.takes(code) and code.beta[:, 16:].any()

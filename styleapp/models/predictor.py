@@ -95,15 +95,20 @@ class ShiftPredictor(nn.Module):
     Args:
         seen: channels of relu1_1 to relu3_1 together.
         channels: of the hidden convolutions together.
+
+    Attributes:
+        probe: (1, 3, H, W), a photo in [0,1], that β of a painting is refined on.
     """
 
     mean: Tensor
     scale: Tensor
+    probe: Tensor
 
     def __init__(self, seen: int, channels: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(2 * seen))
         self.register_buffer("scale", torch.ones(2 * seen))
+        self.register_buffer("probe", torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE))
         self.last = nn.Linear(2 * seen, channels, bias=False)
         nn.init.zeros_(self.last.weight)
 

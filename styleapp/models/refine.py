@@ -39,10 +39,12 @@ def refined(
 
     with (γ', β') as given and Adam on (a, b) from 0, its rate falling from ``lr`` to 0 in a straight line: so a step
     is the same share of a channel's deviation in every layer. Adam's ε is ``damping`` times the root mean square of the
-    first gradient. Bit-identical from run to run. Works in inference mode.
+    first gradient. Of an AdaIN decoder only what it is told changes, and the deviation is that of the convolution's
+    output for the first photo, of all its channels: what is normalised has the painting's own moments, as ever.
+    Bit-identical from run to run. Works in inference mode.
 
     Args:
-        stylizer: conditional; its weights are not changed.
+        stylizer: conditional, or one whose decoder is told something; its weights are not changed.
         code: (N, C, 1, 1), each refined by itself.
         wanted: codes of the N paintings at relu1_1, relu2_1, relu3_1, relu4_1.
         photos: (1, 3, H, W) each, in [0,1], sides of at least ``stylizer.min_size``; taken in turn.
@@ -61,11 +63,12 @@ def refined(
         unit: Tensor | None = None
         with torch.no_grad():  # each photo is encoded once
             looked = [(photo.clone(), stylizer.encode(photo.clone())) for photo in photos[:steps]]
+            units = _units(stylizer, first, *looked[0][1])
         for step in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = lr * (1 - step / steps)
             photo, seen = looked[step % len(looked)]
-            content, style, picture = code_losses(stylizer, photo, seen, _changed(first, a, b), wanted)
+            content, style, picture = code_losses(stylizer, photo, seen, _changed(first, a, b, units), wanted)
             loss = content + style_weight * style
             if grid_weight:
                 loss = loss + grid_weight * grid_loss(picture)
@@ -75,8 +78,8 @@ def refined(
             a.grad, b.grad = gradient / unit
             optimizer.step()
             if progress is not None:
-                progress(step + 1, float(loss.detach().mean()), _copy(_changed(first, a, b)))
-        return _copy(_changed(first, a, b))
+                progress(step + 1, float(loss.detach().mean()), _copy(_changed(first, a, b, units)))
+        return _copy(_changed(first, a, b, units))
 
 
 def code_losses(
@@ -103,8 +106,27 @@ def code_losses(
     return content_loss(found[-1], target), style_loss([stylizer.code_of(f) for f in found], wanted), picture
 
 
-def _changed(code: StyleCode, a: Tensor, b: Tensor) -> StyleCode:
-    return type(code)(code.gamma * a.exp(), code.beta + code.gamma * b)
+def _units(stylizer: Stylizer, code: StyleCode, features: Tensor, skips: Skips) -> StyleCode:
+    """What one of (a, b) is for each channel; 0 for what is not to change."""
+    if stylizer.shifts is None:
+        return type(code)(torch.ones_like(code.gamma), code.gamma)
+    parts = code.split(stylizer.parts)
+    last = stylizer.encoder.last
+    features = features.expand(len(code.gamma), -1, -1, -1)
+    units = {last: torch.zeros_like(parts[last].beta)}
+
+    def listen(name: str, x: Tensor) -> Tensor:
+        units[name] = x.float().std((1, 2, 3), keepdim=True).expand_as(parts[name].beta)
+        return x
+
+    told = stylizer.told(parts)
+    stylizer.decoder(stylizer.apply_code(features, parts[last]), listen, skips=skips, shifts=told)
+    beta = torch.cat([units[name] for name in parts], 1)
+    return type(code)(torch.zeros_like(beta), beta)
+
+
+def _changed(code: StyleCode, a: Tensor, b: Tensor, units: StyleCode) -> StyleCode:
+    return type(code)(code.gamma * (units.gamma * a).exp(), code.beta + units.beta * b)
 
 
 def _copy(code: StyleCode) -> StyleCode:

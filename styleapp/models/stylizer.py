@@ -18,6 +18,17 @@ from styleapp.norms import EPS, Moments, moments, normalize, weighted_moments
 __all__ = ["StyleCode", "Stylizer", "code_from_moments", "unshifted"]
 
 
+REFINEMENT = {"lr": 0.115, "style_weight": 2.0, "damping": 6.0}
+"""How codes of a conditional network are refined.
+
+The best of a few tried: more style weight costs content, less damping lets bfloat16 find another code. Codes are kept
+on disk by the version of StyleApp: change these only with it.
+"""
+
+TOLD_REFINEMENT = {"lr": 0.035, "style_weight": 2.0, "damping": 1.5, "grid_weight": 60.0}
+"""The same of what an AdaIN decoder is told; with more of the probe's style loss to gain, it would draw meshes."""
+
+
 @dataclass(frozen=True)
 class StyleCode:
     """What a style is to the network: (γ, β), to be put in the place of the content's own.
@@ -103,7 +114,8 @@ class Stylizer(nn.Module):
     With ``conditional`` there is a norm after each hidden convolution of the decoder too: the network of conditional
     instance norm (Dumoulin et al. 2017), whose codes are learned, and of instance norm where there is only one. Where
     its decoder sees the photo at further layers (``decoder.skips``), what takes features takes these ``skips`` too.
-    With ``shifts`` the decoder is told more of the painting, and a code has its moments at relu1_1 to relu3_1 too.
+    With ``shifts`` the decoder is told more of the painting: a code then has, behind γ and β at relu4_1, for each
+    hidden convolution of the decoder a β that is added to its output, and a γ of 0: nothing is scaled there.
 
     Holds nothing that depends on a request. Images are RGB in [0,1], (N, 3, H, W), H and W >= 16.
 
@@ -143,12 +155,17 @@ class Stylizer(nn.Module):
     @property
     def parts(self) -> dict[str, int]:
         """The channels of each part of a code, by the name of its layer: of each norm, and what the decoder is told."""
-        return self.norms if self.shifts is None else self.encoder.layer_channels
+        return self.norms if self.shifts is None else self.norms | self.decoder.hidden
 
     @property
     def code_channels(self) -> int:
         """Channels of a code of this network: of all its parts together."""
         return sum(self.parts.values())
+
+    def takes(self, code: StyleCode) -> bool:
+        """Whether it is a code of such a network: of so many channels, and with norms behind the first or without."""
+        scaled = bool(code.gamma[:, self.encoder.num_channels :].any())
+        return code.num_channels == self.code_channels and scaled == self.conditional
 
     @property
     def min_size(self) -> int:
@@ -167,40 +184,56 @@ class Stylizer(nn.Module):
         Args:
             image: (N, 3, H, W).
             weight: (1, 1, H, W), what each pixel counts; None where all count alike.
-            refine: steps of :func:`styleapp.models.refine.refined` on the predictor's probe, where there is one.
+            refine: steps of :func:`styleapp.models.refine.refined` on :attr:`probe`, where there is one.
             refining: called after each of them; what it raises ends the work.
 
         At the norms inside the decoder, of what the decoder makes of the painting itself: with this code every
         norm is the identity on the painting. A predictor, where there is one, changes it as learning would.
         """
-        if self.shifts is not None:
-            return StyleCode.join([self.code_of(f, weight) for f in self.encoder.features(image)])
-        if self.predictor is None:
+        if self.predictor is None and self.shifts is None:
             features, skips = self.encode(image)
             return self.measured(features, weight, skips)
         layers = self.encoder.features(image)
-        code = self.measured(layers[-1], weight, by_layer(layers))
         seen = [self.code_of(f, weight) for f in layers]
+        if self.predictor is None:
+            return self.predicted(seen, refine, refining)
+        code = self.measured(layers[-1], weight, by_layer(layers))
         found: StyleCode = self.predictor(StyleCode.join(seen), code, self.tried)
-        if not refine:
-            return found
-        probe = [self.predictor.probe]
+        return self._refined(found, seen, refine, refining)
 
-        def told(step: int, loss: float, code: StyleCode) -> None:
+    def predicted(
+        self, seen: Sequence[StyleCode], refine: int = 0, refining: Callable[[], None] = lambda: None
+    ) -> StyleCode:
+        """As :meth:`measure`, with ``shifts``, for a painting with these codes at relu1_1 to relu4_1."""
+        assert self.shifts is not None
+        beta = self.shifts(StyleCode.join(seen[:-1]))
+        found = StyleCode.join([seen[-1], StyleCode(torch.zeros_like(beta), beta)])
+        return self._refined(found, seen, refine, refining)
+
+    @property
+    def probe(self) -> Tensor | None:
+        """The photo that codes of paintings are refined on, (1, 3, H, W); None where they are not."""
+        part = self.shifts if self.predictor is None else self.predictor
+        return None if part is None else part.probe
+
+    def _refined(
+        self, code: StyleCode, seen: Sequence[StyleCode], steps: int, refining: Callable[[], None]
+    ) -> StyleCode:
+        if not steps or self.probe is None:
+            return code
+        options = REFINEMENT if self.conditional else TOLD_REFINEMENT
+
+        def done(step: int, loss: float, code: StyleCode) -> None:
             refining()
 
-        # The best of a few tried: more style weight costs content, less damping lets bfloat16 find another code.
-        # Codes are kept on disk by the version of StyleApp: change these only with it.
-        return refined(self, found, seen, probe, steps=refine, lr=0.115, style_weight=2.0, damping=6.0, progress=told)
+        return refined(self, code, seen, [self.probe], steps=steps, **options, progress=done)
 
     def told(self, parts: Mapping[str, StyleCode | Tensor], alpha: float | Tensor = 1.0) -> dict[str, Tensor]:
         """What the decoder's convolutions get besides, by their names, for the parts of a code: α · β, (N, C, 1, 1)."""
         if self.shifts is None:
             return {}
-        above = [part for name, part in parts.items() if name not in self.norms and isinstance(part, StyleCode)]
-        hidden = self.decoder.hidden
-        shifts = alpha * self.shifts(StyleCode.join(above))
-        return dict(zip(hidden, shifts.split(list(hidden.values()), 1), strict=True))
+        hidden = {name: parts[name] for name in self.decoder.hidden}
+        return {name: alpha * part.beta for name, part in hidden.items() if isinstance(part, StyleCode)}
 
     def encode(self, image: Tensor, *, exact: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
         """Features of the last layer, and those of the layers that the decoder sees besides, by their names."""

@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from torchvision.utils import make_grid
 
 from styleapp.errors import ImageError, OptionError
-from styleapp.files import SUFFIXES, example_photos, read_image
+from styleapp.files import SUFFIXES, read_image
 from styleapp.models import CodePredictor, Decoder, Encoder, StyleCode, Stylizer, code_from_moments
 from styleapp.models.decoder import Skips
 from styleapp.models.losses import content_loss, grid_loss, style_loss
@@ -28,7 +28,7 @@ from styleapp.training.data import ImagePool, painting_crops
 from styleapp.training.loop import Losses, Report, Run, new_decoder, train
 from styleapp.training.moves import followed, random_motion
 from styleapp.training.pairs import tiled
-from styleapp.training.start import Start, layer_codes, statistics, table_of
+from styleapp.training.start import Start, centre, layer_codes, probe_of_examples, statistics, table_of
 
 __all__ = ["ConditionalOptions", "Learned", "learn_code", "read_paintings", "train_conditional"]
 
@@ -145,7 +145,7 @@ class _Run(Run):
             predictor = CodePredictor(sum(encoder.layer_channels.values()), stylizer.code_channels).to(device)
             if start is None or not start.fill_predictor(predictor, stylizer):
                 predictor.standardize(statistics(encoder, further, options.size))
-                predictor.probe.copy_(_probe(PROBE_SIZE))
+                predictor.probe.copy_(probe_of_examples(PROBE_SIZE))
         with torch.no_grad():
             codes = {name: stylizer.measure(painting.to(device)) for name, painting in paintings.items()}
             table = table_of([c if start is None else start.code(name, c, stylizer) for name, c in codes.items()])
@@ -239,15 +239,6 @@ class _Run(Run):
         return grid[None].cpu()
 
 
-def _probe(size: int) -> Tensor:
-    """The middles of the photos of the demo side by side, (1, 3, size, size)."""
-    photos = [_centre(read_image(path).rgb, size) for path in example_photos()]
-    if not photos:
-        raise ImageError("the photos of the demo, which the predictor of codes looks at, are not there")
-    width = math.ceil(size / len(photos))
-    return torch.cat([v2.functional.center_crop(photo, [size, width]) for photo in photos], -1)[..., :size]
-
-
 @torch.no_grad()
 def _seen(encoder: Encoder, photo: Tensor) -> tuple[list[Tensor], list[StyleCode]]:
     """What the encoder finds in photos at relu1_1 to relu4_1: features, and their moments."""
@@ -320,6 +311,7 @@ def learn_code(
     lr: float = 2e-2,
     style_weight: float = 10.0,
     grid_weight: float = 60.0,
+    damping: float = 0.0,
     seed: int = 0,
     start: StyleCode | None = None,
     progress: Callable[[int, float], None] = lambda step, loss: None,
@@ -328,20 +320,23 @@ def learn_code(
     """A code for one painting, learned while the network stays as it is.
 
     Args:
-        stylizer: conditional, frozen, with codes for other styles.
+        stylizer: frozen; conditional, with codes for other styles, or an AdaIN network whose decoder is told something.
         painting: (1, 3, H, W), at the size at which it is to be measured.
         photos: (1, 3, H, W) each, sides of at least 16; random crops of them are what it learns on.
         size: of the crops.
         style_weight, grid_weight: of the losses beside content. Without the grid loss hundreds of steps draw a mesh.
+        damping: of :func:`styleapp.models.refine.refined`.
         start: the code to begin with; None for that of ``stylizer.measure``. Losses at first are of it.
         progress: called with each step and its loss.
         preview: called now and then with the code so far.
 
     Raises:
-        OptionError: for a network without norms in its decoder, or no photos.
+        OptionError: for a network whose code has nothing to learn, or no photos.
     """
-    if not stylizer.conditional or not photos:
-        raise OptionError("a code is learned for a conditional network, on at least one photo")
+    if not (stylizer.conditional or stylizer.shifts is not None) or not photos:
+        raise OptionError(
+            "a code is learned for a conditional network, or a decoder that is told something, on at least one photo"
+        )
     device = next(stylizer.parameters()).device
     with torch.no_grad():
         first = stylizer.measure(painting.to(device)) if start is None else start.to(device)
@@ -349,7 +344,7 @@ def learn_code(
 
     @torch.no_grad()
     def means(code: StyleCode) -> tuple[float, float]:
-        centres = [_centre(photo, size).to(device, memory_format=torch.channels_last) for photo in photos]
+        centres = [centre(photo, size).to(device, memory_format=torch.channels_last) for photo in photos]
         found = [code_losses(stylizer, photo, stylizer.encode(photo), code, wanted)[:2] for photo in centres]
         content, style = torch.tensor(found).mean(0).tolist()
         return content, style
@@ -363,16 +358,9 @@ def learn_code(
     count = min(steps, max(CROPS, len(photos)))
     crops = [_random_crop(photos[i % len(photos)], size, draw) for i in range(count)]
     crops = [crop.to(device, memory_format=torch.channels_last) for crop in crops]
-    weights = {"style_weight": style_weight, "grid_weight": grid_weight}
+    weights = {"style_weight": style_weight, "grid_weight": grid_weight, "damping": damping}
     learned = refined(stylizer, first, wanted, crops, steps=steps, lr=lr, **weights, progress=told)
     return Learned(learned, means(first), means(learned))
-
-
-def _centre(photo: Tensor, size: int) -> Tensor:
-    """The middle square, (1, 3, size, size)."""
-    side = min(photo.shape[-2:])
-    crop = v2.functional.center_crop(photo, [side])
-    return cast(Tensor, v2.functional.resize(crop, [size], antialias=True).clamp(0, 1))
 
 
 def _random_crop(photo: Tensor, size: int, draw: torch.Generator) -> Tensor:

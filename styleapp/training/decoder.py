@@ -12,14 +12,14 @@ from torchvision.utils import make_grid
 
 from styleapp.models import Decoder, Encoder, ShiftPredictor, Stylizer, code_from_moments
 from styleapp.models.losses import content_loss, grid_loss, style_loss
-from styleapp.models.vgg import by_layer
+from styleapp.models.predictor import PROBE_SIZE
 from styleapp.norms import moments
 from styleapp.options import DecoderOptions
 from styleapp.training.data import ImagePool, painting_crops
 from styleapp.training.loop import Losses, Report, Run, new_decoder, train
 from styleapp.training.moves import followed, random_motion
 from styleapp.training.pairs import paired, tiled, where
-from styleapp.training.start import Start, statistics
+from styleapp.training.start import Start, probe_of_examples, statistics
 
 __all__ = ["DecoderOptions", "train_decoder"]
 
@@ -95,6 +95,8 @@ class _Run(Run):
             if start is None or not start.fill_shifts(shifts, decoder):
                 sizes = {"above": seen, encoder.last: encoder.num_channels}
                 shifts.standardize(statistics(encoder, paintings, options.size).split(sizes)["above"])
+            if not shifts.probe.any():
+                shifts.probe.copy_(probe_of_examples(PROBE_SIZE))
             # A step of Adam changes a sum of hundreds of inputs by so much more.
             groups.append({"params": list(shifts.parameters()), "lr": options.lr / 10, "weight_decay": 1e-2})
         super().__init__(encoder, _Network(decoder, shifts), options, device, groups)
@@ -141,7 +143,9 @@ class _Run(Run):
             ]
             target = stylizer.apply_code(features[-1].repeat(pairs, 1, 1, 1), wanted[-1])
         # Where no style is, nothing is told: with a strength of 0 a decoder knows nothing but the photo.
-        shifts = stylizer.told(by_layer(wanted), (~identity).float())
+        shifts = {}
+        if stylizer.shifts is not None:
+            shifts = stylizer.told(stylizer.predicted(wanted).split(stylizer.parts), (~identity).float())
 
         def decoded(target: Tensor) -> Tensor:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):

@@ -8,21 +8,25 @@ everything has a gradient after one step.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
+from torchvision.transforms import v2
 
-from styleapp.errors import WeightsError
+from styleapp.errors import ImageError, WeightsError
+from styleapp.files import example_photos, read_image
 from styleapp.models import CodePredictor, Decoder, Encoder, ShiftPredictor, StyleCode, Stylizer, code_from_moments
 from styleapp.norms import moments
 from styleapp.training.data import ImagePool, painting_crops
 
-__all__ = ["Start", "layer_codes", "spread", "statistics", "table_of", "widened"]
+__all__ = ["Start", "centre", "layer_codes", "probe_of_examples", "spread", "statistics", "table_of", "widened"]
 
 _PREDICTOR, _DECODER, _SHIFTS = "predictor.", "decoder.", "shifts."
 """What the names of their tensors begin with in a file."""
@@ -89,7 +93,7 @@ class Start:
         wide = list(decoder.hidden.values())
         try:
             last = spread(self.shifts["last.weight"], shifts.last.weight.detach(), small, wide)
-            shifts.load_state_dict({**self.shifts, "last.weight": last})
+            shifts.load_state_dict({"probe": shifts.probe, **self.shifts, "last.weight": last})
         except (KeyError, RuntimeError, ValueError) as error:
             raise WeightsError(f"{self.file}: no prediction of this shape: {error}") from None
         return True
@@ -143,6 +147,22 @@ def table_of(codes: Sequence[StyleCode]) -> StyleCode:
 def layer_codes(encoder: Encoder, image: Tensor) -> list[StyleCode]:
     """Moments of a picture at relu1_1 to relu4_1: what the style loss compares."""
     return [code_from_moments(moments(f)) for f in encoder.features(image)]
+
+
+def probe_of_examples(size: int) -> Tensor:
+    """The middles of the photos of the demo side by side, (1, 3, size, size): what codes are tried on."""
+    photos = [centre(read_image(path).rgb, size) for path in example_photos()]
+    if not photos:
+        raise ImageError("the photos of the demo, which codes of paintings are tried on, are not there")
+    width = math.ceil(size / len(photos))
+    return torch.cat([v2.functional.center_crop(photo, [size, width]) for photo in photos], -1)[..., :size]
+
+
+def centre(photo: Tensor, size: int) -> Tensor:
+    """The middle square, (1, 3, size, size)."""
+    side = min(photo.shape[-2:])
+    crop = v2.functional.center_crop(photo, [side])
+    return cast(Tensor, v2.functional.resize(crop, [size], antialias=True).clamp(0, 1))
 
 
 def spread(small: Tensor, wide: Tensor, small_sizes: Sequence[int], wide_sizes: Sequence[int], dim: int = 0) -> Tensor:

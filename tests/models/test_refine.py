@@ -4,9 +4,10 @@ import pytest
 import torch
 from conftest import TINY_VGG, alive
 
-from styleapp.models import CodePredictor, Decoder, Encoder, StyleCode, Stylizer
+from styleapp.models import CodePredictor, Decoder, Encoder, ShiftPredictor, StyleCode, Stylizer
 from styleapp.models.losses import grid_loss
 from styleapp.models.refine import code_losses, refined
+from styleapp.models.stylizer import TOLD_REFINEMENT
 
 
 @pytest.fixture
@@ -148,3 +149,60 @@ def test_a_sheet_of_one_colour(network):
     for value in (0.0, 0.5, 1.0):
         code = network.measure(torch.full((1, 3, 32, 32), value), refine=5)
         assert code.gamma.isfinite().all() and code.beta.isfinite().all() and (code.gamma > 0).all()
+
+
+class TestTold:
+    """Of an AdaIN decoder what it is told changes, and nothing else."""
+
+    @pytest.fixture
+    def told(self) -> Stylizer:
+        torch.manual_seed(5)
+        decoder = Decoder(16, upsampling="bilinear")
+        made = alive(Stylizer(Encoder(TINY_VGG), decoder, shifts=ShiftPredictor(18, sum(decoder.hidden.values()))))
+        torch.nn.init.normal_(made.shifts.last.weight, std=0.02)
+        made.shifts.probe.uniform_()
+        return made
+
+    def test_the_first_step_is_a_share_of_the_layers_deviation(self, told, photo, paintings):
+        code, wanted = told.measure(paintings), wanted_of(told, paintings)
+        found = refined(told, code, wanted, [photo], steps=1, lr=0.01)
+        assert torch.equal(found.gamma, code.gamma) and torch.equal(found.beta[:, :16], code.beta[:, :16])
+        step, parts = StyleCode(found.gamma, found.beta - code.beta).split(told.parts), code.split(told.parts)
+        target = told.apply_code(told.encoder(photo).expand(2, -1, -1, -1), parts["relu4_1"])
+        for name in told.decoder.hidden:
+            y = told.decoder(target, until=name, shifts=told.told(parts))
+            wanted_step = 0.01 * y.std((1, 2, 3), keepdim=True)
+            size = step[name].beta.abs()
+            assert (size <= wanted_step * 1.001).all()
+            moved = size > 0.01 * wanted_step  # the others are behind a ReLU that gives nothing
+            assert moved.float().mean() > 0.5
+            assert torch.isclose(size, wanted_step.expand_as(size), rtol=0.01)[moved].float().mean() > 0.9
+
+    def test_losses_fall_and_the_network_stays(self, told, photo, paintings):
+        before = {k: v.clone() for k, v in told.state_dict().items()}
+        code, wanted = told.measure(paintings), wanted_of(told, paintings)
+        found = refined(told, code, wanted, [photo], steps=20, lr=0.05)
+        content, style = (
+            [code_losses(told, photo, told.encode(photo), c, wanted)[k] for c in (code, found)] for k in (0, 1)
+        )
+        assert (content[1] + style[1] < content[0] + style[0]).all()
+        assert told.takes(found)
+        assert all(torch.equal(v, before[k]) for k, v in told.state_dict().items())
+
+    def test_measuring_refines_on_its_probe(self, told, paintings):
+        predicted, found = told.measure(paintings), told.measure(paintings, refine=3)
+        wanted = wanted_of(told, paintings)
+        assert equal(found, refined(told, predicted, wanted, [told.probe], steps=3, **TOLD_REFINEMENT))
+        assert equal(found, told.predicted(wanted, refine=3)) and not equal(found, predicted)
+        with torch.inference_mode():
+            assert equal(told.measure(paintings, refine=3), found)
+        told.shifts = None
+        assert told.probe is None and told.measure(paintings, refine=3).num_channels == 16
+
+    def test_codes_are_told_apart(self, told, network, paintings):
+        """The two may have as many channels."""
+        codes = told.measure(paintings), network.measure(paintings)
+        assert codes[0].num_channels == codes[1].num_channels
+        assert [told.takes(c) for c in codes] == [True, False]
+        assert [network.takes(c) for c in codes] == [False, True]
+        assert told.takes(StyleCode.mix([codes[0], codes[0]], [0.3, 0.7]))

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -106,15 +107,19 @@ def test_a_wider_decoder_is_told_the_same(tmp_path):
     assert before.shifts is not None and after.shifts is not None
     nn.init.normal_(before.shifts.last.weight, std=0.05)
     before.shifts.mean.fill_(-0.5)
+    before.shifts.probe.uniform_()
     file = tmp_path / "small.safetensors"
     save_file(small.state_dict() | {f"shifts.{k}": v for k, v in before.shifts.state_dict().items()}, file)
     start = Start.read(file)
     start.fill_decoder(wide)
     assert start.fill_shifts(after.shifts, wide)
-    code = before.measure(PAINTING)
-    assert torch.allclose(after(PHOTO, code), before(PHOTO, code), atol=1e-5)
+    codes = [network.measure(PAINTING) for network in (before, after)]
+    assert torch.allclose(after(PHOTO, codes[1]), before(PHOTO, codes[0]), atol=1e-5)
+    assert torch.equal(after.shifts.probe, before.shifts.probe) and after.shifts.probe.any()
     with pytest.raises(WeightsError, match=r"small\.safetensors: no prediction of this shape"):
         start.fill_shifts(ShiftPredictor(17, sum(wide.hidden.values())), wide)
+    older = {k: v for k, v in start.shifts.items() if k != "probe"}  # of before there was one
+    replace(start, shifts=older).fill_shifts(after.shifts.requires_grad_(False), wide)
     save_file(small.state_dict(), file)
     assert not Start.read(file).fill_shifts(after.shifts, wide)
 

@@ -38,7 +38,9 @@ def parameters(transfer: StyleTransfer, method: str) -> dict[str, int]:
     network = transfer.networks.adain if name is None else transfer.networks.conditional(name).stylizer
     parts = [network.decoder] if network.shifts is None else [network.decoder, network.shifts]
     decoder = sum(p.numel() for part in parts for p in part.parameters())
-    return {"decoder": decoder, "style": 2 * network.code_channels, "bytes_per_pixel": bytes_per_pixel(network)}
+    told = 0 if network.shifts is None else sum(network.decoder.hidden.values())  # a β each, and no γ
+    style = 2 * network.code_channels - told
+    return {"decoder": decoder, "style": style, "bytes_per_pixel": bytes_per_pixel(network)}
 
 
 def main() -> None:

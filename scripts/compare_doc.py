@@ -144,7 +144,8 @@ was trained on; what it does with others, `styleapp evaluate` measures ([model c
 
 CIN has no row for a painting that somebody has just uploaded. Its code is predicted: measured on what the decoder makes of the painting, corrected by two small layers that
 were trained with the network, tried on a small photo, and corrected once more by what shows there (`CodePredictor`; Ghiasi et al. 2017, Marino et al. 2018). Then sixteen gradient
-steps refine it on the same small photo, as `styleapp learn` would with more of them (`--refine`). AdaIN only measures.
+steps refine it on the same small photo, as `styleapp learn` would with more of them (`--refine`). AdaIN measures (γ, β) at relu4_1, and the same steps
+refine what its decoder is told besides.
 
 | 17 paintings, 20 photos | content loss | style loss | medians over the paintings |
 |---|---|---|---|
@@ -156,7 +157,7 @@ steps refine it on the same small photo, as `styleapp learn` would with more of 
 - **CIN** for pictures: what it paints is closer to the painting, with a learned code and, without one, with a predicted one; mixing and strength work in the same way. Truer
   still is a code of its own, `styleapp learn painting.jpg --name mine`: minutes on two cores, and the others stay as they are to the last bit. The norms inside the decoder cost time (the
   first table) and more passes when a photo is tiled.
-- **AdaIN** where nothing trained shall stand between the painting and its code and for very large photos (two passes in tiles, not ten).
+- **AdaIN** for very large photos (two passes in tiles, not ten) and, with `--refine 0`, where a painting's code shall be there at once.
 - **IN** where there is one style for good and nothing else is wanted: its rows are not shared with anything.
 
 ## Which axis?

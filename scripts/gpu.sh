@@ -6,7 +6,7 @@
 #   scripts/gpu.sh in [MINUTES]      IN networks for three paintings, from the CIN network
 #   scripts/gpu.sh ablation [MINUTES] small decoders with norms inside, 10,000 steps each
 #   scripts/gpu.sh evaluate          losses of what lies in runs/, on data/eval
-#   scripts/gpu.sh sizes             codes of the CIN network that was evaluated at other stroke sizes
+#   scripts/gpu.sh sizes             codes of the networks that were evaluated: CIN's at other stroke sizes, AdaIN's
 #   scripts/gpu.sh test              the tests that a GPU is needed for
 #   scripts/gpu.sh bench             timings to benchmarks/
 #   scripts/gpu.sh all [MINUTES]     one after the other
@@ -99,10 +99,12 @@ evaluate() {
 }
 
 sizes() {
-    local weights=$RUNS/weights
+    local weights=$RUNS/weights network
     [ -d "$weights" ] || weights=weights
-    STYLEAPP_WEIGHTS=$weights "$PYTHON" scripts/learn_sizes.py --gallery "$DATA/gallery" --content "$DATA/train/content" \
-        --out "$RUNS/cin_sizes.safetensors" --device "$DEVICE" "${LEARN[@]}"
+    for network in cin adain; do
+        STYLEAPP_WEIGHTS=$weights "$PYTHON" scripts/learn_sizes.py --network $network --gallery "$DATA/gallery" \
+            --content "$DATA/train/content" --out "$RUNS/${network}_codes.safetensors" --device "$DEVICE" "${LEARN[@]}"
+    done
 }
 
 run_tests() {

@@ -63,7 +63,7 @@ def evaluate(
     Args:
         every: of sorted photos and paintings take every so many, the first included.
         norm: adain; cin, with the codes that its network predicts; or decoder:NORM for one of the small decoders.
-        refine: steps that those codes are refined by, as :class:`styleapp.options.Options` has it.
+        refine: steps that codes are refined by, as :class:`styleapp.options.Options` has it.
         detail: how much of the photo's fine texture cin sees, as it has that too; the codes are those of 1.
 
     Losses as in training, in the rescaled VGG: content is the MSE to the AdaIN target at relu4_1, style

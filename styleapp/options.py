@@ -73,8 +73,9 @@ class Options:
         color: none (the painting's), luma (the photo's colours, stylized brightness), coral or histogram (the
             painting is recoloured to the photo before it is measured), palette (the painting's colours alone, on the
             photo as it is).
-        refine: gradient steps on the code of a painting that the CIN network has not learned, once for each painting:
-            nearer to it for a fifth of a second a step on two CPU cores. 0 for none.
+        refine: gradient steps on the code of a painting that the network has not learned, once for each painting:
+            nearer to it for a fifth of a second (CIN, two CPU cores with bfloat16) to over half a second (AdaIN,
+            without it) a step. 0 for none.
         tile: auto (as large as memory allows, on a CPU of large photos as large as is quick), off (the photo in one
             piece), or the longest side of a tile in pixels. The result is the same.
         max_memory: what the process may occupy in all, such as 2GB; by default half of what is free.

@@ -142,7 +142,7 @@ def losses() -> list[Row]:
         content, style = (median(loss) for loss in zip(*row["by_painting"].values(), strict=True))
         if row["identity_psnr"] is not None:
             text += f"; median over the 17 paintings {content:.2f}, {style:.2f}"
-        name = f"{row['name']}, predicted and refined codes" if norm else row["name"]
+        name = row["name"] if row["identity_psnr"] is None else f"{row['name']}, predicted and refined codes"
         rows.append((f"losses on 340 pairs at 512 px: {name}", text, EVALUATE + norm))
     compared, inside, grid = load("compare"), load("ablation"), load("grid")
     for method, name in (("adain", "AdaIN"), ("cin", "CIN"), ("in", "IN, 3 styles")):

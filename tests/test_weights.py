@@ -37,7 +37,9 @@ def test_shipped_weights_are_whole():
     network = shipped.stylizer()
     learned = shipped.adain_codes(network)
     assert learned.keys() == gallery.styles.keys()
-    assert all(network.takes(code) and code.beta.isfinite().all() for codes in learned.values() for code in codes.values())
+    assert all(
+        network.takes(code) and code.beta.isfinite().all() for codes in learned.values() for code in codes.values()
+    )
     assert network.probe is not None and network.probe.std() > 0.1
     for entry in shipped.entries.values():
         assert entry.source and entry.licence

@@ -120,7 +120,7 @@ layers there are of them:
 - **IN** (Ulyanov et al. 2017): one vector, learned. One style a network.
 - **CIN** (Dumoulin et al. 2017): one row of a table for each style, learned; here at relu4_1 and after each hidden convolution of the decoder.
   One row of it is an IN network, which the tests prove.
-- **AdaIN** (Huang and Belongie 2017): measured from the painting, one norm at relu4_1. Any painting, no training.
+- **AdaIN** (Huang and Belongie 2017): measured from the painting, one norm at relu4_1. Any painting, no training. What the decoder is told besides is learned for the built-in styles and refined for others.
 
 | | styles | content loss | style loss | time, {d["size"]} px | decoder | numbers a style | memory, bytes a pixel (planned) |
 |---|---|---|---|---|---|---|---|
@@ -133,8 +133,8 @@ For the paintings that have all three, content loss / style loss:
 | | AdaIN | CIN | IN |
 |---|---|---|---|
 {pairs}
-What one sees: AdaIN brings over contrasts and some strokes but only roughly the colours: it changes a photo at one depth alone, and of the layers above the decoder
-is only told the painting's moments ([architecture](architecture.md)). CIN and IN have learned palettes and outlines: the Great Wave's cream and blue, the Visit's yellow, red and blue. The decoders
+What one sees: AdaIN brings over contrasts, some strokes and, since what its decoder is told is learned or refined ([architecture](architecture.md)), the colours; but outlines fray and faces go, because it
+changes a photo at one depth alone. CIN and IN have learned palettes and outlines: the Great Wave's cream and blue, the Visit's yellow, red and blue. The decoders
 differ in more than their norms: those of CIN and IN see the photo's fine detail too (features of relu1_1 and relu2_1, [architecture](architecture.md)), where of the photo AdaIN's knows relu4_1 alone, as in the
 paper, and makes up the rest: eyes and letters. All three upsample bilinearly, where the paper has nearest neighbours, behind which a decoder that has seen few steps draws a grain of dots
 and dashes, and were trained against detail that does not follow the photo (benchmarks/grid.json). These paintings were among those that AdaIN's decoder

@@ -333,7 +333,7 @@ def test_no_picture_of_a_gallery_is_cut_off(visit, photo, width):
         field = page.get_by_role("spinbutton", name="number input for Strength").first
         field.fill(strength)
         field.press("Enter")
-        page.wait_for_timeout(300)
+        page.get_by_text("Preview. Press Stylize").wait_for(timeout=20_000)  # until then the button moves
         visitor.button("Stylize")
         page.get_by_text("56 × 40 px in").wait_for(timeout=20_000)
         page.wait_for_timeout(700)

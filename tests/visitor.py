@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Locator
 
 SCREENSHOTS = Path(__file__).parents[1] / "out" / "screenshots"
 
@@ -69,17 +64,6 @@ class Visitor:
         ]
         fields[nth].set_input_files([str(f) for f in files])
         self.page.wait_for_timeout(600)
-
-    def press(self, name: str, until: Locator) -> None:
-        """Press a button until something shows: while a preview arrives the page moves, and a press may be lost."""
-        from playwright.sync_api import TimeoutError
-
-        for wait in (10_000, 20_000, 40_000):
-            self.button(name)
-            with contextlib.suppress(TimeoutError):
-                until.wait_for(timeout=wait)
-                return
-        raise AssertionError(f"pressing {name} shows no {until}")
 
     def button(self, name: str) -> None:
         self.page.get_by_role("button", name=name, exact=True).locator("visible=true").first.click()

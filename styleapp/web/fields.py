@@ -10,7 +10,7 @@ import gradio as gr
 from styleapp.files import example_photos
 from styleapp.web.service import Service
 
-__all__ = ["cancels", "photo_field", "previews", "stroke_field", "style_field", "upload"]
+__all__ = ["cancels", "photo_field", "renders", "stroke_field", "style_field", "upload"]
 
 
 def upload(label: str, height: int = 240, **more: Any) -> gr.Image:
@@ -46,26 +46,64 @@ def photo_field(label: str = "Photo", height: int = 260) -> gr.Image:
     return field
 
 
-def previews(
-    service: Service, fields: Sequence[Any], preview: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any]
+def renders(
+    service: Service,
+    button: gr.Button,
+    render: Callable[..., Any],
+    outputs: Sequence[Any],
+    inputs: Sequence[Any],
+    preview: Callable[..., Any],
+    shows: Sequence[Any],
+    *,
+    moved: Sequence[Any] | None = None,
+    more: Sequence[Any] = (),
+    **options: Any,
 ) -> list[Any]:
-    """Let a preview follow every change of the fields; of those that come while it works, the last counts.
+    """Let the button make the result, and every change a preview; of changes while one is made, the last counts.
+
+    A preview never takes the place of the result: one that the page has kept back while another was made comes behind
+    the button's turn, asks for what the result is of, and is left out. (Cancelled by the button, as Gradio can do it,
+    the next one came all the same, and at times "Error" stood over the result.)
+
+    Args:
+        render: given the request, the progress, the values of ``inputs`` and then of ``more``; makes ``outputs``.
+        preview: given the values of ``inputs``; makes ``shows``.
+        moved: the fields whose changes count, if not all of ``inputs``.
+        options: of the button's event.
 
     Returns:
-        The events, to be cancelled by the button: a preview that still waits must not take the place of the result.
+        The events, that of the button first.
     """
-    return [
-        field.change(
-            preview,
-            list(inputs),
-            list(outputs),
-            trigger_mode="always_last",
-            show_progress="hidden",
-            api_visibility="private",
-            **service.queue,
-        )
-        for field in fields
-    ]
+    rendered = gr.State([])  # what the last result is of, until there is a preview of something else
+    private: dict[str, Any] = {"api_visibility": "private", **service.queue}
+
+    # What Gradio puts in by itself comes first: behind *given it would not find its place.
+    def begin(
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008 - how Gradio finds it
+        last: list[Any] | None = None,
+        *given: Any,
+    ) -> Any:
+        assert last is not None
+        last[:] = [given[: len(inputs)]]
+        return render(request, progress, *given)
+
+    def follow(last: list[Any], *given: Any) -> Any:
+        if last == [given]:
+            return _nothing(shows)
+        last.clear()
+        found = preview(*given)
+        return _nothing(shows) if last else found
+
+    run = button.click(begin, [rendered, *inputs, *more], list(outputs), **options, **private)
+    follows: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "hidden", **private}
+    fields = inputs if moved is None else moved
+    return [run, *(field.change(follow, [rendered, *inputs], list(shows), **follows) for field in fields)]
+
+
+def _nothing(outputs: Sequence[Any]) -> Any:
+    """For a handler with these outputs: they stay as they are."""
+    return gr.skip() if len(outputs) == 1 else tuple(gr.skip() for _ in outputs)
 
 
 def cancels(service: Service, button: gr.Button, *events: Any) -> None:

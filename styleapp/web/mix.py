@@ -10,7 +10,7 @@ from PIL import Image
 
 from styleapp.images import on_white
 from styleapp.options import Options
-from styleapp.web.fields import cancels, photo_field, previews, style_field
+from styleapp.web.fields import cancels, photo_field, renders, style_field
 from styleapp.web.service import Service
 
 __all__ = ["corner_weights", "mix_tab", "mixed"]
@@ -75,14 +75,8 @@ def mix_tab(service: Service) -> None:
     def options_of(styles: tuple[str | None, ...], size: int = 0) -> Options:
         return Options(size=size, style_size=service.stroke, norm=service.network(*filter(None, styles)))
 
-    # What Gradio puts in by itself comes first: behind *styles it would not find its place.
     def render(
-        request: gr.Request,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008 - how Gradio finds it
-        photo: str | None = None,
-        x: float = 0.5,
-        y: float = 0.5,
-        *styles: str | None,
+        request: gr.Request, progress: gr.Progress, photo: str | None, x: float, y: float, *styles: str | None
     ) -> tuple[Any, str]:
         before, after, line = service.stylize(
             photo,
@@ -98,9 +92,10 @@ def mix_tab(service: Service) -> None:
         found = service.preview(photo, mixture(styles, x, y), options_of(styles)) if photo else None
         return found or gr.skip()
 
+    # What Gradio puts in by itself comes first: behind *styles it would not find its place.
     def square(
         request: gr.Request,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008
+        progress: gr.Progress = gr.Progress(),  # noqa: B008 - how Gradio finds it
         photo: str | None = None,
         *styles: str | None,
     ) -> Any:
@@ -129,13 +124,10 @@ def mix_tab(service: Service) -> None:
 
     private: dict[str, Any] = {"api_visibility": "private"}
     inputs = [photo, x, y, *corners]
-    live = previews(service, inputs, preview, inputs, [result])
-    run = button.click(
-        render, inputs, [result, status], cancels=live, show_progress_on=result, **private, **service.queue
-    )
+    events = renders(service, button, render, [result, status], inputs, preview, [result], show_progress_on=result)
     squares = [
         field.change(square, [photo, *corners], pad, trigger_mode="always_last", **private, **service.queue)
         for field in (photo, *corners)
     ]
-    cancels(service, cancel, run, *live, *squares)
+    cancels(service, cancel, *events, *squares)
     pad.select(point, None, [x, y], **private)

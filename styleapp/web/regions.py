@@ -13,7 +13,7 @@ from styleapp.errors import OptionError
 from styleapp.images import from_pil, on_white
 from styleapp.options import Options
 from styleapp.pipeline import Region
-from styleapp.web.fields import cancels, previews, style_field, upload
+from styleapp.web.fields import cancels, renders, style_field, upload
 from styleapp.web.service import PREVIEW, Service, shown, told
 
 __all__ = ["masks_of", "regions_tab"]
@@ -103,13 +103,10 @@ def regions_tab(service: Service) -> None:
     editor.preprocess = checked
 
     does = _Handlers(service)
-    private: dict[str, Any] = {"api_visibility": "private"}
     inputs = [editor, mask, rest, feather, *fields]
-    live = previews(service, inputs, does.preview, inputs, [result, status])
-    run = button.click(
-        does.render, inputs, [result, status], cancels=live, show_progress_on=result, **private, **service.queue
-    )
-    cancels(service, cancel, run, *live)
+    both = [result, status]
+    events = renders(service, button, does.render, both, inputs, does.preview, both, show_progress_on=result)
+    cancels(service, cancel, *events)
 
 
 class _Handlers:
@@ -121,15 +118,14 @@ class _Handlers:
     def _network(self, chosen: Sequence[Region], rest: str) -> str:
         return self.service.network(*(str(style) for _, style, _ in chosen), *([rest] if rest else []))
 
-    # What Gradio puts in by itself comes first: behind *fields it would not find its place.
     def render(
         self,
         request: gr.Request,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008 - how Gradio finds it
-        edited: dict[str, Any] | None = None,
-        mask: str | None = None,
-        rest: str = "",
-        feather: float = 0.0,
+        progress: gr.Progress,
+        edited: dict[str, Any] | None,
+        mask: str | None,
+        rest: str,
+        feather: float,
         *fields: Any,
     ) -> tuple[Any, str]:
         if not edited or edited.get("background") is None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from styleapp.images import on_white
 from styleapp.options import COLOURS, Options
-from styleapp.web.fields import cancels, photo_field, previews, stroke_field, style_field, upload
+from styleapp.web.fields import cancels, photo_field, renders, stroke_field, style_field, upload
 from styleapp.web.service import FORMATS, Service, settings_of, told
 
 __all__ = ["stylize_tab"]
@@ -101,18 +101,19 @@ def stylize_tab(service: Service, page: gr.Blocks) -> None:
     does = _Handlers(service)
     outputs = [result, status, download, again, made, earlier]
     private = {"api_visibility": "private"}
-    moved = (alpha, style_size, style, norm, color, detail, photo, painting)
-    live = previews(service, moved, does.preview, controls, [result, status])
-    run = button.click(
+    events = renders(
+        service,
+        button,
         does.render,
-        [*controls, fmt, earlier],
         outputs,
-        cancels=live,
+        controls,
+        does.preview,
+        [result, status],
+        moved=[alpha, style_size, style, norm, color, detail, photo, painting],
+        more=[fmt, earlier],
         show_progress_on=result,
-        **private,
-        **service.queue,
     )
-    cancels(service, cancel, run, *live)
+    cancels(service, cancel, *events)
     gallery.select(does.picked, None, style, **private)
     earlier.select(does.show, earlier, [result, status], **private)
     again.click(lambda made: made[0] if made else gr.skip(), made, photo, **private)
@@ -131,6 +132,8 @@ class _Handlers:
 
     def render(
         self,
+        request: gr.Request,
+        progress: gr.Progress,
         photo: str | None,
         painting: str | None,
         style: str | None,
@@ -143,8 +146,6 @@ class _Handlers:
         work_size: float | None,
         fmt: str,
         earlier: list[Any] | None,
-        request: gr.Request,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008 - how Gradio finds it
     ) -> tuple[Any, ...]:
         norm = self.network(norm, style, painting, color, style_size)
         options = options_of(alpha, style_size, norm, color, detail, size, work_size)

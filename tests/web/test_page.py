@@ -51,6 +51,43 @@ def test_sliders_preview_and_settings_come_back_from_a_link(visit, photo):
     assert "detail=0.3" in page.url and "work=32" in page.url
 
 
+def test_a_late_preview_does_not_take_the_place_of_the_result(visit, service, photo, monkeypatch):
+    """The slider is moved twice while a preview is made, so that the page keeps the second back until Stylize is on."""
+    previews, go = [], threading.Event()
+    preview = service.preview
+
+    def slow(photo, style, options, **more):
+        previews.append(options.alpha)
+        assert go.wait(20)
+        return preview(photo, style, options, **more)
+
+    visitor = visit()
+    page = visitor.page
+    status = page.locator("#status")
+    visitor.upload(photo)
+    page.get_by_text("Preview. Press Stylize").wait_for(timeout=20_000)
+    monkeypatch.setattr(service, "preview", slow)
+    strength = page.get_by_role("spinbutton", name="number input for Strength").first
+    for value in ("0.7", "0.4"):
+        strength.fill(value)
+        strength.press("Enter")
+        page.wait_for_timeout(300)
+    assert previews == [0.7]
+    visitor.button("Stylize")
+    page.wait_for_timeout(300)
+    go.set()
+    page.get_by_text("56 × 40 px in").wait_for(timeout=20_000)
+    page.wait_for_timeout(1000)
+    assert previews == [0.7] and status.inner_text().startswith("56 × 40 px in")
+    strength.fill("0.9")  # and a change after it is previewed
+    strength.press("Enter")
+    page.get_by_text("Preview. Press Stylize").wait_for(timeout=20_000)
+    strength.fill("0.4")  # also back to what there was a result of
+    strength.press("Enter")
+    page.wait_for_timeout(1000)
+    assert previews == [0.7, 0.9, 0.4] and status.inner_text().startswith("Preview.")
+
+
 def test_result_as_photo_earlier_results_and_another_format(visit, photo):
     visitor = visit()
     page = visitor.page
@@ -334,9 +371,12 @@ def test_no_picture_of_a_gallery_is_cut_off(visit, photo, width):
         field = page.get_by_role("spinbutton", name="number input for Strength").first
         field.fill(strength)
         field.press("Enter")
-        page.wait_for_timeout(300)
-        visitor.press("Stylize", earlier.nth(count) if count else page.get_by_text("56 × 40 px in"))
-    assert earlier.count() >= 4
+        page.get_by_text("Preview. Press Stylize").wait_for(timeout=20_000)
+        visitor.button("Stylize")
+        page.get_by_text("56 × 40 px in").wait_for(timeout=20_000)
+        if count:  # one alone is not shown
+            earlier.nth(count).wait_for(timeout=20_000)
+    assert earlier.count() == 4
     assert page.evaluate(cut, "#earlier") == []
 
 
@@ -372,7 +412,8 @@ def test_a_painting_of_ones_own(visit, photo, transfer, tmp_path):
     visitor.page.get_by_text("Or your own painting").first.click()
     visitor.page.wait_for_timeout(500)
     visitor.upload(tmp_path / "painting.png", nth=-1)
-    visitor.press("Stylize", visitor.page.get_by_text("56 × 40 px in"))
+    visitor.button("Stylize")
+    visitor.page.get_by_text("56 × 40 px in").wait_for(timeout=20_000)
     with visitor.page.expect_download() as download:
         visitor.page.get_by_role("button", name="Download", exact=True).locator("visible=true").first.click()
     wanted = transfer.stylize(photo, tmp_path / "painting.png", style_size=128)

@@ -68,6 +68,8 @@ def cases(device: torch.device) -> dict[str, tuple[Callable[..., Any], nn.Module
         "batch renormalisation": (n.BatchRenorm(C), batch, IMAGE, False),
         "virtual batch norm": (lambda x: virtual(x, reference), batch, IMAGE, False),
         "representative batch norm": (n.RepresentativeBatchNorm(C), batch, IMAGE, False),
+        "moving average batch norm": (n.MovingAverageBatchNorm(C), batch, IMAGE, False),
+        "online norm": (n.OnlineNorm(C), batch, IMAGE, False),
         "mode norm": (n.ModeNorm(C), batch, IMAGE, False),
         "decorrelated batch norm": (n.make_norm("dbn", C), batch, IMAGE, False),
         "IterNorm": (n.make_norm("iternorm", C), batch, IMAGE, False),

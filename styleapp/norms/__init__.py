@@ -89,6 +89,7 @@ from styleapp.norms.population import (
     unshuffle_batch,
 )
 from styleapp.norms.spatial import CLADE, SEAN, SPADE, RegionNorm, feather, regional_adain
+from styleapp.norms.steps import CrossIterationBatchNorm, MovingAverageBatchNorm, OnlineNorm, center_weight
 
 __all__ = [
     "CLADE",
@@ -110,6 +111,7 @@ __all__ = [
     "ConditionalInstanceNorm",
     "ConditionalLayerNorm",
     "ConditionalNorm",
+    "CrossIterationBatchNorm",
     "DecorrelatedBatchNorm",
     "DistributionUncertainty",
     "DomainBatchNorm",
@@ -135,7 +137,9 @@ __all__ = [
     "ModeNorm",
     "ModulatedNorm",
     "Moments",
+    "MovingAverageBatchNorm",
     "Norm",
+    "OnlineNorm",
     "Over",
     "RMSNorm",
     "RegionNorm",
@@ -152,6 +156,7 @@ __all__ = [
     "adaln",
     "adaptive",
     "batch_statistics",
+    "center_weight",
     "checkpoint_safe",
     "convert_norms",
     "convert_sync",

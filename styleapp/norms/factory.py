@@ -53,6 +53,7 @@ from styleapp.norms.named import (
 )
 from styleapp.norms.norm import Norm
 from styleapp.norms.population import FrozenBatchNorm
+from styleapp.norms.steps import MovingAverageBatchNorm, OnlineNorm
 
 __all__ = ["NORMS", "Report", "convert_norms", "convert_sync", "freeze", "make_norm", "unfreeze"]
 
@@ -66,6 +67,8 @@ NORMS: dict[str, Callable[..., nn.Module]] = {
     "iternorm": DecorrelatedBatchNorm,
     "modenorm": ModeNorm,
     "rbn": RepresentativeBatchNorm,
+    "mabn": MovingAverageBatchNorm,
+    "online": OnlineNorm,
     "in": InstanceNorm,
     "ln": functools.partial(GroupNorm, num_groups=1),
     "ln2d": LayerNorm2d,
@@ -101,6 +104,7 @@ _ARGUMENT = {
     "dbn": "num_groups",
     "iternorm": "num_groups",
     "modenorm": "modes",
+    "mabn": "window",
     "lrn": "size",
     "lcn": "kernel_size",
     "ibn-a": "ratio",
@@ -263,6 +267,8 @@ _OURS = (
     DecorrelatedBatchNorm,
     LocalResponseNorm,
     RepresentativeBatchNorm,
+    MovingAverageBatchNorm,
+    OnlineNorm,
     SwitchableNorm,
     IBNa,
     HalfInstanceNorm,

@@ -14,6 +14,8 @@ from styleapp.norms import TLU, SyncBatchNorm, ot, standardize_weight, wct
 def test_every_norm(name):
     if name == "renorm":
         pytest.skip("takes r and d for constants, which they are not; test_population has its gradient")
+    if name == "online":
+        pytest.skip("its gradient depends on the samples before, which is the point of it; test_steps has it")
     torch.manual_seed(0)
     made = {"sync": lambda: SyncBatchNorm(8), "tlu": lambda: TLU(8)}
     norm = (made[name]() if name in made else copy.deepcopy(NORMS[name])).double().train()

@@ -16,6 +16,8 @@ from styleapp.norms import (
     ConditionalInstanceNorm,
     GroupNorm,
     InstanceNorm,
+    MovingAverageBatchNorm,
+    OnlineNorm,
     SyncBatchNorm,
     checkpoint_safe,
 )
@@ -61,6 +63,8 @@ def test_dynamo_traces_one_graph(norm, training):
     """torch.compile without its code generator: tracing is what depends on us."""
     if training and isinstance(norm, ActNorm):
         pytest.skip("the first batch sets it: two graphs")
+    if training and isinstance(norm, MovingAverageBatchNorm | OnlineNorm):
+        pytest.skip("the gradient too changes what is kept, which no graph can hold")
     module = Called(norm).train(training)
     other = copy.deepcopy(module)
     torch.compiler.reset()  # graphs of other norms count against the limit of recompilations

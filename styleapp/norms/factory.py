@@ -53,7 +53,7 @@ from styleapp.norms.named import (
 )
 from styleapp.norms.norm import Norm
 from styleapp.norms.population import FrozenBatchNorm
-from styleapp.norms.steps import MovingAverageBatchNorm, OnlineNorm
+from styleapp.norms.steps import CrossIterationBatchNorm, MovingAverageBatchNorm, OnlineNorm
 
 __all__ = ["NORMS", "Report", "convert_norms", "convert_sync", "freeze", "make_norm", "unfreeze"]
 
@@ -282,6 +282,8 @@ _OURS = (
 
 def _num_channels(module: nn.Module) -> int | None:
     """C of a module that is a norm, else None."""
+    if isinstance(module, CrossIterationBatchNorm):
+        return None
     if isinstance(module, _BatchNorm | _InstanceNorm):
         return module.num_features
     if isinstance(module, nn.GroupNorm):

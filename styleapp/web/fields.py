@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -85,11 +87,11 @@ def renders(
         *given: Any,
     ) -> Any:
         assert last is not None
-        last[:] = [given[: len(inputs)]]
+        last[:] = [_digest(given[: len(inputs)])]
         return render(request, progress, *given)
 
     def follow(last: list[Any], *given: Any) -> Any:
-        if last == [given]:
+        if last and last == [_digest(given)]:
             return _nothing(shows)
         last.clear()
         found = preview(*given)
@@ -99,6 +101,14 @@ def renders(
     follows: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "hidden", **private}
     fields = inputs if moved is None else moved
     return [run, *(field.change(follow, [rendered, *inputs], list(shows), **follows) for field in fields)]
+
+
+def _digest(given: Sequence[Any]) -> bytes:
+    """Of the values of fields: pictures among them are not kept for it."""
+    found = hashlib.blake2b()
+    for value in given:  # each by itself: two equal strings of one tuple are pickled once or twice
+        found.update(pickle.dumps(value))
+    return found.digest()
 
 
 def _nothing(outputs: Sequence[Any]) -> Any:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import base64
+import functools
 import hashlib
 import hmac
 import importlib.util
 import os
 import secrets
+import tempfile
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -23,7 +26,7 @@ from styleapp.pipeline import StyleTransfer
 from styleapp.web.app import build, css, head, theme
 from styleapp.web.service import Service
 
-__all__ = ["Server", "add_user", "check_password", "launch", "make_app", "read_users"]
+__all__ = ["Server", "add_user", "check_password", "launch", "make_app", "read_users", "upload_folder"]
 
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -34,6 +37,20 @@ HEADERS = {
     "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; worker-src 'self' blob:; font-src 'self' data:; "
     "connect-src 'self' data: blob:; frame-ancestors 'self'",
 }
+
+
+@functools.cache
+def upload_folder() -> str:
+    """Where this process keeps uploads and examples, until it ends; beside what GRADIO_TEMP_DIR says, where it does.
+
+    Gradio's own is one for all processes of a machine, with files named by their content, and a page that is stopped
+    deletes what it had: then the same photo on another page, and its examples, were gone.
+    """
+    parent = os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir()
+    Path(parent).mkdir(parents=True, exist_ok=True)
+    folder = tempfile.TemporaryDirectory(prefix="styleapp-uploads-", dir=parent)
+    atexit.register(folder.cleanup)
+    return folder.name
 
 
 def make_app(
@@ -51,6 +68,7 @@ def make_app(
     """
     if mcp and importlib.util.find_spec("mcp") is None:
         raise OptionError("--mcp needs the extra mcp: pip install 'styleapp[mcp]'")
+    os.environ["GRADIO_TEMP_DIR"] = upload_folder()  # asked for by Gradio whenever it needs it
     app = FastAPI(title="StyleApp", docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.middleware("http")

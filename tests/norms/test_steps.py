@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from styleapp.norms import BatchNorm, CrossIterationBatchNorm, MovingAverageBatchNorm, OnlineNorm, center_weight
+from styleapp.norms import (
+    BatchNorm,
+    CrossIterationBatchNorm,
+    MovingAverageBatchNorm,
+    OnlineNorm,
+    center_weight,
+    convert_sync,
+)
 
 
 def stream(count: int, *shape: int, seed: int = 0) -> list[torch.Tensor]:
@@ -112,6 +119,11 @@ class TestCrossIteration:
             norm(conv(x[:1, :, :3, :3]), conv.weight)
         with pytest.raises(ValueError, match="window must be at least 1"):
             CrossIterationBatchNorm(3, window=0)
+
+    def test_is_not_converted(self):
+        """What takes its place would be called with a weight."""
+        model = nn.Sequential(nn.BatchNorm2d(3), CrossIterationBatchNorm(3))
+        assert list(convert_sync(model).converted) == ["0"]
 
     def test_after_a_linear_layer_copied_and_pickled_on_the_way(self):
         linear, norm = nn.Linear(4, 3), CrossIterationBatchNorm(3, window=2)

@@ -223,7 +223,7 @@ def test_mix(visit, photo):
     visitor.shot("mix")
 
 
-def test_regions(visit, tmp_path):
+def test_regions(visit, service, tmp_path, monkeypatch):
     noise(200, 160, seed=4).save(tmp_path / "photo.png")
     visitor = visit()
     visitor.tab("Regions")
@@ -240,6 +240,32 @@ def test_regions(visit, tmp_path):
     visitor.button("Stylize regions")
     visitor.page.get_by_text("160 × 200 px").wait_for(timeout=20_000)
     visitor.shot("regions")
+
+    fit, made, go = service.transfer.fit, [], threading.Event()  # a late preview is left out here too
+
+    def slow(*given, **more):
+        made.append(given)
+        assert go.wait(20)
+        return fit(*given, **more)
+
+    monkeypatch.setattr(service.transfer, "fit", slow)
+    softness = visitor.page.get_by_role("spinbutton", name="number input for Softness").first
+    for value in ("10", "20"):
+        softness.fill(value)
+        softness.press("Enter")
+        for _ in range(100):
+            if made:
+                break
+            visitor.page.wait_for_timeout(100)
+    visitor.page.wait_for_timeout(500)
+    assert len(made) == 1
+    visitor.button("Stylize regions")
+    visitor.page.wait_for_timeout(500)
+    go.set()
+    visitor.page.get_by_text("Preview. Press Stylize regions").wait_for(timeout=20_000)
+    visitor.page.get_by_text("160 × 200 px").wait_for(timeout=20_000)
+    visitor.page.wait_for_timeout(1500)
+    assert len(made) == 1 and visitor.page.get_by_text("160 × 200 px").is_visible()
 
 
 def test_norm_lab(visit, photo):

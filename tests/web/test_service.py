@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import gradio as gr
 import numpy as np
@@ -16,6 +20,7 @@ from styleapp.images import from_pil, to_pil
 from styleapp.options import Options
 from styleapp.web import Service
 from styleapp.web.mix import mixed
+from styleapp.web.server import upload_folder
 from styleapp.web.service import BUSY
 
 OPTIONS = Options(style_size=64, tile="off")
@@ -165,3 +170,23 @@ def test_a_mix_does_not_jump_where_a_corner_is_empty():
     assert corner["b"] / sum(corner.values()) == pytest.approx(0.999)
     assert dict(mixed(["a", None, None, "d"], 1, 0)) == pytest.approx({"a": 1e-3 * 0.999, "d": 1e-3 * 0.999})
     assert mixed(["a", "b", "c", "d"], 0, 0) == [("a", 1)] and mixed([None] * 4, 0.5, 0.5) == []
+
+
+@pytest.mark.usefixtures("url")
+def test_uploads_are_not_shared_by_pages_of_a_machine(tmp_path):
+    """Gradio names them by content and deletes its own when a page is stopped: the other page's were gone."""
+    parent = tmp_path / "not there yet"
+    code = "from styleapp.web.server import upload_folder as f; print(f()); assert f() == f()"
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"GRADIO_TEMP_DIR": str(parent)},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+        for _ in range(2)
+    ]
+    assert said[0] != said[1] and all(Path(folder).parent == parent for folder in said)
+    assert list(parent.iterdir()) == []  # gone with the process
+    assert os.environ["GRADIO_TEMP_DIR"] == upload_folder()

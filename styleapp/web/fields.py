@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -31,6 +32,14 @@ def _as_uploaded(payload: Any) -> str | None:
         return None
     if not payload.path:  # an image inlined in the request as a data: URL
         raise gr.Error("Send the image as an uploaded file.", print_exception=False)
+    try:
+        os.utime(payload.path)  # the hour for which it is kept begins anew
+    except FileNotFoundError:
+        raise gr.Error(
+            "This picture is no longer here: uploads are kept for an hour. Drop it again.", print_exception=False
+        ) from None
+    except OSError:  # not ours to touch, nor to delete
+        pass
     return str(payload.path)
 
 

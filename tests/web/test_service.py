@@ -9,6 +9,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import numpy as np
@@ -19,6 +20,7 @@ from styleapp.errors import OptionError
 from styleapp.images import from_pil, to_pil
 from styleapp.options import Options
 from styleapp.web import Service
+from styleapp.web.fields import upload
 from styleapp.web.mix import mixed
 from styleapp.web.server import upload_folder
 from styleapp.web.service import BUSY
@@ -190,3 +192,13 @@ def test_uploads_are_not_shared_by_pages_of_a_machine(tmp_path):
     assert said[0] != said[1] and all(Path(folder).parent == parent for folder in said)
     assert list(parent.iterdir()) == []  # gone with the process
     assert os.environ["GRADIO_TEMP_DIR"] == upload_folder()
+
+
+def test_an_upload_that_is_used_is_kept_and_one_that_is_gone_asked_for_again(photos):
+    field, photo = upload("Photo"), Path(photos[0])
+    os.utime(photo, (1, 1))
+    assert field.preprocess(SimpleNamespace(path=str(photo))) == str(photo)
+    assert photo.stat().st_mtime > time.time() - 60
+    photo.unlink()
+    with pytest.raises(gr.Error, match=r"no longer here.*Drop it again"):
+        field.preprocess(SimpleNamespace(path=str(photo)))

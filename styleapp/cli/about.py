@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -199,6 +201,8 @@ def web(
         from styleapp.allocator import keep_freed_memory
         from styleapp.pipeline import StyleTransfer
 
+        # As docker stop and systemd end it: visitors' files go with the page.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         users = read_users(auth_file) if auth_file is not None else None
         keep_freed_memory()
         transfer = StyleTransfer(device, precision, max_pixels=round(float(match[1]) * 1e6))

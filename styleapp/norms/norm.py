@@ -113,12 +113,11 @@ def per_channel(vector: Tensor, x: Tensor) -> Tensor:
     return vector.reshape(*(vector.shape if vector.dim() == 2 else (1, -1)), *[1] * (x.dim() - 2))
 
 
-def check_num_channels(module: nn.Module, x: Tensor) -> None:
-    """Raise ValueError unless ``x`` is (N, ``module.num_channels``, *) with a spatial part."""
-    if x.dim() < 3 or x.shape[1] != module.num_channels:
-        raise ValueError(
-            f"{type(module).__name__} takes (N, {module.num_channels}, *) with a spatial part, got {tuple(x.shape)}"
-        )
+def check_num_channels(module: nn.Module, x: Tensor, *, spatial: bool = True) -> None:
+    """Raise ValueError unless ``x`` is (N, ``module.num_channels``, *), with a spatial part where one is needed."""
+    if x.dim() < (3 if spatial else 2) or x.shape[1] != module.num_channels:
+        part = " with a spatial part" if spatial else ""
+        raise ValueError(f"{type(module).__name__} takes (N, {module.num_channels}, *){part}, got {tuple(x.shape)}")
 
 
 def check_groups(num_channels: int, num_groups: int) -> None:

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from styleapp.norms.functional import EPS, normalize
 from styleapp.norms.moments import Moments, moments
 from styleapp.norms.named import BatchNorm
-from styleapp.norms.norm import next_momentum, per_channel
+from styleapp.norms.norm import check_num_channels, next_momentum, per_channel
 
 __all__ = ["CrossIterationBatchNorm", "MovingAverageBatchNorm", "OnlineNorm", "center_weight"]
 
@@ -161,7 +161,7 @@ class MovingAverageBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise."""
-        _check_channels(self, x)
+        check_num_channels(self, x, spatial=False)
         wide = torch.promote_types(x.dtype, torch.float32)
         gamma = per_channel(torch.ones_like(self.running_square) if self.weight is None else self.weight, x).to(wide)
         beta = 0.0 if self.bias is None else per_channel(self.bias, x).to(wide)
@@ -267,7 +267,7 @@ class OnlineNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise each sample with those before it."""
-        _check_channels(self, x)
+        check_num_channels(self, x, spatial=False)
         wide = torch.promote_types(x.dtype, torch.float32)
         mean, var = self.running_mean.to(wide), self.running_var.to(wide)
         if self.training:
@@ -339,8 +339,3 @@ class _Controlled(torch.autograd.Function):
 def center_weight(weight: Tensor) -> Tensor:
     """Each filter of (O, I, …) less its mean, so that inputs of one mean give outputs of mean 0 (Yan et al. 2020)."""
     return weight - weight.mean(tuple(range(1, weight.dim())), keepdim=True)
-
-
-def _check_channels(module: MovingAverageBatchNorm | OnlineNorm, x: Tensor) -> None:
-    if x.dim() < 2 or x.shape[1] != module.num_channels:
-        raise ValueError(f"{type(module).__name__} takes (N, {module.num_channels}, *), got {tuple(x.shape)}")

@@ -41,7 +41,7 @@ HEADERS = {
 
 @functools.cache
 def upload_folder() -> str:
-    """Where this process keeps uploads and examples, until it ends; beside what GRADIO_TEMP_DIR says, where it does.
+    """Where this process keeps uploads and examples, until it ends: in GRADIO_TEMP_DIR, if that is set.
 
     Gradio's own is one for all processes of a machine, with files named by their content, and a page that is stopped
     deletes what it had: then the same photo on another page, and its examples, were gone.

@@ -311,8 +311,12 @@ def test_nothing_is_bound_to_the_network_unless_told(url):
     assert urllib.request.urlopen(url).status == 200
 
 
-def test_the_command_serves_until_ctrl_c(weights, tmp_path):
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_serves_until_it_is_stopped_and_leaves_no_files(weights, tmp_path, end):
+    folder = tmp_path / "tmp"
+    folder.mkdir()
     env = {**os.environ, "STYLEAPP_WEIGHTS": str(weights), "PYTHONPATH": str(Path(__file__).parents[2])}
+    env |= {"TMPDIR": str(folder), "GRADIO_TEMP_DIR": str(folder)}
     add_user(tmp_path / "users", "ada", "correct horse")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs hand down that it is ignored
     process = subprocess.Popen(
@@ -327,10 +331,12 @@ def test_the_command_serves_until_ctrl_c(weights, tmp_path):
         address = process.stdout.readline().split()[0]
         assert httpx.get(f"{address}/healthz").json()["status"] == "ok"
         assert httpx.get(f"{address}/gradio_api/info").status_code == 401
+        assert list(folder.glob("styleapp-*"))
     finally:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(end)
         _, err = process.communicate(timeout=30)
-    assert process.returncode == 130 and "Traceback" not in err, err
+    assert process.returncode == 128 + end and "Traceback" not in err, err
+    assert not list(folder.glob("styleapp-*"))
 
 
 def test_bad_options_of_the_command(run, tmp_path):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["DeviceError", "ImageError", "OptionError", "StyleError", "WeightsError", "unknown_name"]
+__all__ = ["DeviceError", "ImageError", "OptionError", "StyleError", "TrainingError", "WeightsError", "unknown_name"]
 
 
 class StyleError(Exception):
@@ -26,6 +26,10 @@ class ImageError(StyleError):
 
 class WeightsError(StyleError):
     """A weight file that is missing, altered, or does not fit the architecture."""
+
+
+class TrainingError(StyleError):
+    """A training that diverged."""
 
 
 class DeviceError(StyleError):

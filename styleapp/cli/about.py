@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -23,10 +23,6 @@ from styleapp.cli.common import (
 )
 from styleapp.errors import OptionError
 from styleapp.options import parse_bytes
-
-if TYPE_CHECKING:
-    pass
-
 
 styles_app = typer.Typer(help="The styles that have a name.")
 weights_app = typer.Typer(help="The shipped weight files.", no_args_is_help=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -21,9 +21,6 @@ from styleapp.cli.common import (
 )
 from styleapp.errors import OptionError
 from styleapp.options import Options
-
-if TYPE_CHECKING:
-    pass
 
 
 def compare(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -21,10 +21,6 @@ from styleapp.cli.common import (
     stderr,
 )
 from styleapp.options import ConditionalOptions, DecoderOptions
-
-if TYPE_CHECKING:
-    pass
-
 
 app = typer.Typer(help="Train networks.", no_args_is_help=True)
 

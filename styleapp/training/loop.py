@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import pickle
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from styleapp.errors import WeightsError
+from styleapp.errors import TrainingError, WeightsError
 from styleapp.files import atomic_path, save_rgb, save_tensors
 from styleapp.models import Decoder, Encoder
 from styleapp.models.layers import ReflectConv2d
@@ -167,8 +168,26 @@ class Run(ABC):
                 tensor.record_stream(main)
         return batch
 
+    def check(self, checkpoint: Path) -> None:
+        """That it has not diverged. A weight that is not finite stays so, and a step later all are.
+
+        Raises:
+            TrainingError: if it has. What ``checkpoint`` holds is of before.
+        """
+        if not torch.stack([p.detach().isfinite().all() for p in self.network.parameters()]).all():
+            before = f"; {checkpoint} is of a step before that" if checkpoint.exists() else ""
+            raise TrainingError(
+                f"the training diverged before step {self.step}: its weights are no finite numbers any more{before}. "
+                f"Start anew with another seed or a lower rate than {self.options.lr:g}"
+            )
+
     def save(self, checkpoint: Path) -> None:
-        """Everything that is needed to go on."""
+        """Everything that is needed to go on.
+
+        Raises:
+            TrainingError: if the training has diverged; what was saved before is kept.
+        """
+        self.check(checkpoint)
         with atomic_path(checkpoint) as temporary:
             torch.save(
                 {
@@ -183,8 +202,23 @@ class Run(ABC):
             )
 
     def resume(self, checkpoint: Path) -> None:
-        """Go on where ``checkpoint`` was written. Only its length may have changed since."""
-        saved = torch.load(checkpoint, map_location=self.device, weights_only=True)
+        """Go on where ``checkpoint`` was written. Only its length may have changed since.
+
+        Raises:
+            WeightsError: if it cannot be read, is of another network or of other options.
+        """
+        try:
+            saved = torch.load(checkpoint, map_location=self.device, weights_only=True)
+            self._restore(saved, checkpoint)
+        except OSError as error:
+            raise WeightsError(f"{checkpoint}: cannot be read ({error.strerror})") from None
+        except (RuntimeError, LookupError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise WeightsError(
+                f"{checkpoint}: no checkpoint that this training can go on from ({reason}): remove it to start anew"
+            ) from None
+
+    def _restore(self, saved: dict[str, Any], checkpoint: Path) -> None:
         known = asdict(self.options)
         stored = {**BEFORE, **saved["options"]}
         then = type(self.options)(**{name: value for name, value in stored.items() if name in known})
@@ -223,7 +257,8 @@ def train(
         about: goes into the first line of the log.
 
     Raises:
-        WeightsError: if the checkpoint does not fit the options.
+        WeightsError: if the checkpoint cannot be read, or does not fit the options.
+        TrainingError: if the training diverges; the checkpoint stays as it was before, and ``out`` is not written.
     """
     started = time.monotonic()
     options = run.options
@@ -248,6 +283,7 @@ def train(
             if last or now - logged > 10:
                 steps = run.step - logged_step
                 means = dict(zip(Losses._fields, (sums / steps).tolist(), strict=True))
+                run.check(checkpoint)
                 rate = steps * options.batch_size * options.pairs / (now - logged)
                 run.seconds += now - logged
                 record(step=run.step, seconds=run.seconds, images_per_second=rate, **means)

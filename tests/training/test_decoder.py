@@ -12,7 +12,7 @@ from conftest import TINY_VGG, noise
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from styleapp.errors import ImageError, OptionError, WeightsError
+from styleapp.errors import ImageError, OptionError, TrainingError, WeightsError
 from styleapp.models import Decoder, Encoder, ShiftPredictor
 from styleapp.options import DecoderOptions
 from styleapp.training.data import ImagePool, colour_augmentation, painting_crops, patterns
@@ -116,6 +116,41 @@ def test_checkpoint_of_other_options(folders, tmp_path):
     with pytest.raises(WeightsError, match=r"other options \(size, lr\)"):
         train(folders, out, replace(TINY, lr=1.0, size=64))
     assert train(folders, out, replace(TINY, steps=5))[-1]["step"] == 5
+
+
+@pytest.mark.parametrize("kind", ["text", "cut off", "of another network", "a list", "a folder"])
+def test_a_checkpoint_that_is_none(kind, folders, tmp_path):
+    """One line that says which file, and what to do about it."""
+    out = tmp_path / "d.safetensors"
+    checkpoint = out.with_suffix(".ckpt")
+    train(folders, out)
+    whole = checkpoint.read_bytes()
+    checkpoint.unlink()
+    if kind == "text":
+        checkpoint.write_text("garbage")
+    elif kind == "cut off":
+        checkpoint.write_bytes(whole[:5000])
+    elif kind == "of another network":
+        checkpoint.write_bytes(whole)
+        saved = torch.load(checkpoint)
+        del saved["decoder"]["shifts.probe"]
+        torch.save(saved, checkpoint)
+    elif kind == "a list":
+        torch.save([1, 2], checkpoint)
+    else:
+        checkpoint.mkdir()
+    with pytest.raises(WeightsError) as told:
+        train(folders, out)
+    assert str(checkpoint) in str(told.value) and "\n" not in str(told.value)
+
+
+def test_a_training_that_diverges_ends_and_keeps_what_was_saved(folders, tmp_path):
+    out = tmp_path / "d.safetensors"
+    with pytest.raises(TrainingError, match="diverged before step 2: .*; .*ckpt is of a step before .*rate than 1e"):
+        train(folders, out, replace(TINY, lr=1e30), checkpoint_minutes=0)
+    saved = torch.load(out.with_suffix(".ckpt"))
+    assert saved["step"] == 1 and all(value.isfinite().all() for value in saved["decoder"].values())
+    assert not out.exists()
 
 
 def test_goes_on_from_a_checkpoint_of_before_0_6(folders, tmp_path, one_step):

@@ -22,6 +22,7 @@ __all__ = [
     "Mask",
     "Matching",
     "Window",
+    "blended",
     "check_mask",
     "colour_statistics",
     "match_colours",
@@ -250,6 +251,17 @@ def _interpolate(at: Tensor, x: Tensor, y: Tensor) -> Tensor:
     left = right - 1
     share = ((at - x[left]) / (x[right] - x[left]).clamp_min(1e-12)).clamp(0, 1)
     return y[left] + share * (y[right] - y[left])
+
+
+def blended(a: Picture, b: Picture, share: Mask) -> Picture:
+    """``a`` where ``share`` is 0, ``b`` where it is 1."""
+    out = a.empty()
+    for rows in strips(a):
+        window = Window(rows.start, 0, min(rows.stop, a.size[0]), a.size[1])
+        out[:, :, rows] = quantized(
+            unit(a.pixels[:, :, rows]).lerp(unit(b.pixels[:, :, rows]), share.window(window)), out.dtype
+        )
+    return replace(a, pixels=out)
 
 
 def _by_strips(picture: Picture, change: object) -> Picture:

@@ -7,7 +7,7 @@ import io
 import os
 import secrets
 import tempfile
-import warnings
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from styleapp.errors import ImageError, OptionError, StyleError
-from styleapp.images import MAX_PIXELS, Metadata, Picture, from_pil, on_white, srgb_profile, to_pil, unit
+from styleapp.images import MAX_PIXELS, Metadata, Picture, check_pixels, from_pil, on_white, srgb_profile, to_pil, unit
 
 __all__ = [
     "ANIMATED",
@@ -33,6 +33,7 @@ __all__ = [
     "check_output",
     "check_place",
     "example_photos",
+    "header",
     "opened",
     "read_animation",
     "read_image",
@@ -89,19 +90,16 @@ def read_image(source: str | os.PathLike[str] | bytes, max_pixels: int = MAX_PIX
             than ``max_pixels`` pixels. The size is known, and refused, before any pixel is decoded.
     """
     with opened(source, max_pixels) as (image, name):
-        if not _is_deep(image):
-            return from_pil(image, max_pixels, name)
-        if image.width * image.height <= max_pixels:
-            try:
-                import pyvips
-            except ImportError:
-                picture = from_pil(image, max_pixels, name)
-                note = "has 16 bits a channel, read in 8; pip install 'styleapp[deep]' keeps them"
-                return replace(picture, metadata=replace(picture.metadata, note=note))
-            # What Pillow knows of the file, on its 8-bit thumbnail: the pixels come from libvips.
-            about = from_pil(image, max_pixels, name).metadata
-            return _from_vips(_vips_image(pyvips, source), about)
-        return from_pil(image, max_pixels, name)
+        deep = _is_deep(image)  # once it is decoded, Pillow does not know any more
+        picture = from_pil(image, max_pixels, name)
+        if not deep:
+            return picture
+        try:
+            import pyvips
+        except ImportError:
+            note = "has 16 bits a channel, read in 8; pip install 'styleapp[deep]' keeps them"
+            return replace(picture, metadata=replace(picture.metadata, note=note))
+        return _from_vips(_vips_image(pyvips, source), picture.metadata)
 
 
 @dataclass(frozen=True)
@@ -145,9 +143,32 @@ def read_animation(source: str | os.PathLike[str] | bytes, max_pixels: int = MAX
         return Animation(frames, durations, loop)
 
 
+_OPENING = threading.Lock()
+
+
+def header(source: str | os.PathLike[str] | bytes) -> Image.Image:
+    """The image of a file or of the bytes of one, whatever its size, not yet decoded.
+
+    Pillow refuses more than 179 megapixels before one can ask how many there are; here it is not asked.
+
+    Raises:
+        OSError, ValueError, SyntaxError: if it is no image; of a damaged one Pillow's readers raise nearly anything.
+    """
+    with _OPENING:  # the limit is one for all threads
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
 @contextmanager
 def opened(source: str | os.PathLike[str] | bytes, max_pixels: int) -> Iterator[tuple[Image.Image, str]]:
-    """The image, not yet decoded, and its name in messages; every failure in the block as an ImageError."""
+    """The image, not yet decoded, and its name in messages; every failure in the block as an ImageError.
+
+    Raises:
+        ImageError: also for an image of more than ``max_pixels``.
+    """
     name = "image data" if isinstance(source, bytes) else os.fspath(source)
     if not isinstance(source, bytes):
         path = Path(source)
@@ -163,17 +184,14 @@ def opened(source: str | os.PathLike[str] | bytes, max_pixels: int) -> Iterator[
             raise ImageError(f"{name}: the file is empty")
     try:
         _register_heif()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-                yield image, name
+        with header(source) as image:
+            check_pixels(image, name, max_pixels)
+            yield image, name
     except StyleError:
         raise
     except UnidentifiedImageError:
         hint = "; HEIC needs pip install 'styleapp[heif]'" if name.lower().endswith((".heic", ".heif")) else ""
         raise ImageError(f"{name}: not an image that can be read (known: {', '.join(SUFFIXES)}){hint}") from None
-    except Image.DecompressionBombError:
-        raise ImageError(f"{name}: has more than the {max_pixels / 1e6:g} megapixels allowed") from None
     except MemoryError:
         raise ImageError(f"{name}: too little memory to decode it") from None
     # Pillow's readers of damaged files raise nearly anything: SyntaxError, struct.error, zlib.error, …

@@ -11,19 +11,17 @@ import importlib.util
 import math
 import os
 import tempfile
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from styleapp.disk import MappedArray, can_map, map_array, scratch_folder
 from styleapp.errors import ImageError
-from styleapp.files import PNG_LEVEL, opened, save_picture, vips_about, vips_srgb, writing
-from styleapp.images import MAX_PIXELS, Picture, check_pixels, header_metadata
+from styleapp.files import PNG_LEVEL, header, opened, save_picture, vips_about, vips_srgb, writing
+from styleapp.images import MAX_PIXELS, Picture, header_metadata
 from styleapp.memory import release_freed_memory
 
 __all__ = ["LargePicture", "is_large", "read_large", "save_large"]
@@ -103,13 +101,11 @@ def is_large(path: Path, budget: int) -> bool:
     if importlib.util.find_spec("pyvips") is None or not can_map():
         return False
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                size, kind, mode = image.size, image.format, image.mode
-            known = kind in ("JPEG", "PNG", "WEBP", "TIFF") and mode in ("L", "LA", "P", "RGB", "RGBA")
-            return known and 6 * size[0] * size[1] > budget / SHARE
-    except (OSError, ValueError, Image.DecompressionBombError):
+        with header(path) as image:
+            size, kind, mode = image.size, image.format, image.mode
+        known = kind in ("JPEG", "PNG", "WEBP", "TIFF") and mode in ("L", "LA", "P", "RGB", "RGBA")
+        return known and 6 * size[0] * size[1] > budget / SHARE
+    except (OSError, ValueError, SyntaxError):
         return False  # what is wrong with it is told where it is read
 
 
@@ -121,8 +117,7 @@ def read_large(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> La
     """
     import pyvips
 
-    with opened(path, max_pixels) as (about, name):
-        check_pixels(about, name, max_pixels)
+    with opened(path, max_pixels) as (about, _):
         file = os.fspath(path)
         image = pyvips.Image.new_from_file(file, access="sequential", fail_on="error")
         metadata = header_metadata(about, image.get("exif-data") if image.get_typeof("exif-data") else b"")

@@ -20,6 +20,7 @@ from styleapp.controls import (
     Mask,
     Matching,
     Window,
+    blended,
     check_mask,
     colour_statistics,
     match_colours,
@@ -172,11 +173,7 @@ class StyleTransfer:
         if options.color == "palette":
             if style is None or regions:
                 raise OptionError("color palette takes one style and no regions")
-            painting = self.styles.pixels(style, "color palette")
-            wanted = colour_statistics(painting)
-            own = colour_statistics(photo)
-            blend = [a + options.alpha * (b - a) for a, b in zip(own, wanted, strict=True)]
-            return match_colours(photo, (blend[0], blend[1]))
+            return self._recoloured(photo, style, options, alpha_map, note)
         styles = [s for s in (style, *(r[1] for r in regions)) if s is not None]
         options = self.styles.settled(options, styles)
         if options.norm == "in" and not regions and self.networks.is_transformer(style):
@@ -257,6 +254,17 @@ class StyleTransfer:
                 run = self.recordings.run if small else self.recordings.plain
                 pixels = run((options.norm, options.alpha), stylized, stored, gamma, beta)
         return [replace(p, pixels=q) for p, q in zip(photos, pixels.split(1), strict=True)]
+
+    def _recoloured(
+        self, photo: Picture, style: Style, options: Options, alpha_map: Source | None, note: Callable[[str], None]
+    ) -> Picture:
+        """The photo in the colours of a painting, and nothing else of it."""
+        wanted, own = colour_statistics(self.styles.pixels(style, "color palette")), colour_statistics(photo)
+        mean, covariance = (a + options.alpha * (b - a) for a, b in zip(own, wanted, strict=True))
+        done = match_colours(photo, (mean, covariance))
+        if alpha_map is None:
+            return done
+        return blended(photo, done, Mask(self._mask(alpha_map, photo, "strength map", note), options.feather))
 
     def _transformed(
         self, photo: Picture, style: str, options: Options, alpha_map: Source | None, note: Callable[[str], None]

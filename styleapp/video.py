@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import io
 import itertools
 import json
 import math
@@ -262,6 +263,7 @@ def _in_segments(
     with av.open(str(source)) as film:
         if not film.streams.video:
             raise ImageError(f"{source}: has no pictures in it")
+        _check_sound(av, film, source, target)
         stream = film.streams.video[0]
         stream.thread_type = "AUTO"
         total = stream.frames
@@ -284,6 +286,29 @@ def _in_segments(
             _join(av, segments, source, temporary)
     shutil.rmtree(work)
     return Film(count, before, size)
+
+
+def _check_sound(av: Any, film: Any, source: Path, target: Path) -> None:
+    """Refuse a sound that the target's format cannot hold, before hours of work are done.
+
+    Raises:
+        ImageError: with the formats that can.
+    """
+
+    def holds(suffix: str) -> bool:
+        try:
+            with av.open(io.BytesIO(), "w", format=_FORMATS[suffix]) as trial:
+                for stream in film.streams.audio:
+                    trial.add_stream_from_template(stream)
+                trial.start_encoding()
+        except av.error.FFmpegError:
+            return False
+        return True
+
+    if film.streams.audio and not holds(target.suffix.lower()):
+        codecs = ", ".join(dict.fromkeys(stream.codec_context.name for stream in film.streams.audio))
+        others = ", ".join(suffix for suffix in OUTPUTS if holds(suffix)) or "none of the formats that are written"
+        raise ImageError(f"{target}: {target.suffix} cannot hold the sound of {source} ({codecs}); {others} can")
 
 
 def _keep_if(work: Path, key: str) -> None:

@@ -132,6 +132,45 @@ class TestRun:
         assert "0 done, 4 done before" in run(*args, "--alpha", 0.5, "--tile", 32)[2]  # the same picture
         assert "4 done" in run(*args, "--alpha", 0.5, "--overwrite")[2]
 
+    @pytest.mark.parametrize("out", ["photos/out", "photos", "photos/{style}/{stem}.{ext}"])
+    def test_results_among_the_photos_are_not_stylized_again(self, run, tree, tmp_path, out):
+        args = ("stylize", tree.name, "-s", "great-wave", "-o", out, *SIZE)
+        assert "4 done, 0 done before, 0 failed" in run(*args)[2]
+        before = outputs(tree)
+        code, _, err = run(*args)
+        assert code == 0 and "0 done, 4 done before, 0 failed" in err and outputs(tree) == before
+        if out == "photos/out":  # but they are photos for one who names them
+            code, _, err = run("stylize", out, "-s", "the-visit", "-o", "again", *SIZE)
+            assert code == 0 and "4 done, 0 done before" in err
+            assert "4 done, 0 done before" in run("stylize", tree.name, "-s", "the-visit", "-o", "new", *SIZE)[2]
+        if out == "photos":
+            pattern = run("stylize", "photos/*.png", "-s", "great-wave", "-o", out, *SIZE)
+            assert pattern[0] == 0 and "0 done, 1 done before" in pattern[2], pattern[2]
+
+    def test_the_journal_holds_from_any_folder_and_after_a_move(self, run, tree, tmp_path, monkeypatch):
+        assert run("stylize", tree, "-s", "great-wave", "-o", "made/out", *SIZE)[0] == 0
+        monkeypatch.chdir(tmp_path / "made")
+        code, _, err = run("stylize", tree, "-s", "great-wave", "-o", "out", *SIZE)
+        assert code == 0 and "0 done, 4 done before, 0 failed" in err
+        monkeypatch.chdir(tree)
+        assert run("report", "../made/out", "--sheet", tmp_path / "sheet.png")[0] == 0
+        (tmp_path / "made").rename(tmp_path / "moved")
+        monkeypatch.chdir(tmp_path / "moved" / "out")
+        code, _, err = run("stylize", tree, "-s", "great-wave", "-o", ".", *SIZE)
+        assert code == 0 and "0 done, 4 done before, 0 failed" in err
+        assert run("report", ".", "--sheet", tmp_path / "sheet2.png")[0] == 0
+        assert (tmp_path / "sheet.png").read_bytes() == (tmp_path / "sheet2.png").read_bytes()
+
+    def test_goes_on_with_a_journal_of_0_13(self, run, tree, tmp_path):
+        """There outputs were as the command line had them."""
+        args = ("stylize", tree, "-s", "great-wave", "-o", "out", *SIZE)
+        run(*args)
+        journal = tmp_path / "out" / JOURNAL
+        records = [json.loads(line) for line in journal.read_text().splitlines() if line]
+        assert all(r.pop("place") == Path(r["output"]).name or "deep/" in r["output"] for r in records)
+        journal.write_text("".join(json.dumps(r) + "\n" for r in records))
+        assert "0 done, 4 done before, 0 failed" in run(*args)[2]
+
     def test_bad_files_are_named_and_the_others_done(self, run, tree, tmp_path):
         (tree / "text.jpg").write_text("not an image")
         (tree / "empty.png").touch()
@@ -213,6 +252,10 @@ class TestJournal:
         assert json.loads(run("report", tmp_path / "out" / JOURNAL, "--json")[1])["done"] == 4
         code, _, err = run("report", tmp_path)
         assert code == 1 and "cannot be read" in err
+        (tmp_path / "notes.txt").write_text("no journal")
+        for name in ("photos/a.png", "notes.txt"):
+            code, _, err = run("report", tmp_path / name)
+            assert code == 1 and f"{name}: is not the journal of a run" in err and "Traceback" not in err
 
     def test_a_result_that_a_kill_left_unnoted_is_replaced(self, run, tree, tmp_path):
         args = ("stylize", tree, "-s", "great-wave", "-o", "out", *SIZE)
@@ -320,6 +363,11 @@ class TestMore:
         assert np.array_equal(received, np.asarray(Image.open(tmp_path / "file.png")))
         bad = subprocess.run([*command, "-o", "-"], cwd=tmp_path, env=env, input=b"text", capture_output=True)
         assert bad.returncode == 1 and b"not an image" in bad.stderr and not bad.stdout
+        told = subprocess.run(
+            [*command, "-o", "-", "--json"], cwd=tmp_path, env=env, input=b"text", capture_output=True
+        )
+        assert told.returncode == 1 and not told.stdout  # which is for the picture
+        assert "not an image" in json.loads(told.stderr.splitlines()[-1])["error"]
 
     def test_bytes_and_folders_do_not_go_together(self, run, tree):
         code, _, err = run("stylize", tree, "--bytes", "-s", "great-wave", "-o", "out")

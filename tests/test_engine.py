@@ -5,17 +5,19 @@ from copy import deepcopy
 from itertools import pairwise
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY_VGG, alive
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from styleapp import tiles
 from styleapp.controls import Layer, Mask, Matching
 from styleapp.engine import measure_content, render
 from styleapp.errors import OptionError
-from styleapp.images import Picture, filled
+from styleapp.images import Picture, filled, to_pil
 from styleapp.models import Decoder, Encoder, ShiftPredictor, StyleCode, Stylizer
 from styleapp.models.layers import ReflectConv2d
 from styleapp.pipeline import StyleTransfer
@@ -449,6 +451,16 @@ class TestPipeline:
     def test_every_color(self, transfer, color):
         result = transfer.stylize(picture(48, 40), picture(70, 64, 4), color=color, **self.SIZE)
         assert result.size == (40, 48)
+
+    def test_a_palette_takes_a_strength_map(self, transfer):
+        photo, strength = picture(600, 40), np.tile(np.arange(40, dtype=np.uint8) * 6, (600, 1))
+        whole, partly = (
+            np.asarray(transfer.stylize(photo, picture(70, 64, 4), color="palette", alpha_map=where)).astype(float)
+            for where in (None, Image.fromarray(strength))
+        )
+        original = np.asarray(to_pil(photo)).astype(float)
+        wanted = original + (whole - original) * strength[..., None] / 255
+        assert np.abs(whole - original).mean() > 5 and np.abs(partly - wanted).max() <= 1
 
     @pytest.mark.parametrize(
         ("options", "message"),

@@ -164,6 +164,16 @@ class TestBadInput:
         with pytest.raises(ImageError, match=r"2000x1000 is 2\.0 megapixels, more than the 1\.5 allowed"):
             read_image(tmp_path / "big.png", max_pixels=1_500_000)
 
+    def test_what_is_allowed_is_read_though_pillow_refuses_it(self, tmp_path, monkeypatch):
+        """Pillow's own limit is at 179 megapixels, below ours."""
+        noise(600, 50).save(tmp_path / "big.png")
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 14_000)
+        with pytest.raises(Image.DecompressionBombError):
+            Image.open(tmp_path / "big.png")
+        assert read_image(tmp_path / "big.png").size == (600, 50)
+        assert read_image((tmp_path / "big.png").read_bytes(), max_pixels=30_000).size == (600, 50)
+        assert Image.MAX_IMAGE_PIXELS == 14_000  # others' pictures are checked as before
+
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
     def test_unreadable(self, tmp_path):
         noise(8, 8).save(tmp_path / "secret.png")

@@ -21,9 +21,12 @@ NORMS = pytest.mark.parametrize("norm", ["adain", "cin"])
 
 
 def film(
-    path: Path, frames: list[np.ndarray], times: list[int] | None = None, *, sound: bool = False, space: int = 5
+    path: Path, frames: list[np.ndarray], times: list[int] | None = None, *, sound: str = "", space: int = 5
 ) -> Path:
-    """Frames at multiples of 1/25 s, nearly without loss, and a tone. ``space``: 5 for BT.601, 1 for BT.709."""
+    """Frames at multiples of 1/25 s, nearly without loss, and a tone in the codec ``sound``.
+
+    ``space``: 5 for BT.601, 1 for BT.709.
+    """
     with av.open(str(path), "w") as out:
         coder = out.add_stream("libx264", rate=25, options={"crf": "4"})
         coder.height, coder.width = frames[0].shape[:2]
@@ -31,7 +34,7 @@ def film(
         coder.time_base = Fraction(1, 25)
         coder.codec_context.colorspace, coder.codec_context.color_range = space, 1
         if sound:
-            tone = out.add_stream("aac", rate=44100)
+            tone = out.add_stream(sound, rate=44100)
             tone.layout = "mono"
         for i, array in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(array, format="rgb24")
@@ -44,7 +47,10 @@ def film(
             wave = np.sin(np.arange(44100) * 0.06).astype(np.float32)[None]
             for start in range(0, 44100, 1024):
                 part = np.ascontiguousarray(wave[:, start : start + 1024])
-                frame = av.AudioFrame.from_ndarray(part, format="fltp", layout="mono")
+                if sound == "flac":
+                    frame = av.AudioFrame.from_ndarray((part * 2**14).astype(np.int16), format="s16", layout="mono")
+                else:
+                    frame = av.AudioFrame.from_ndarray(part, format="fltp", layout="mono")
                 frame.sample_rate, frame.pts = 44100, start
                 out.mux(tone.encode(frame))
             out.mux(tone.encode(None))
@@ -68,7 +74,7 @@ def pictures(frames: list[np.ndarray]) -> list[tuple[float, Picture]]:
 
 def test_times_size_and_sound_are_kept(transfer, tmp_path):
     times = [0, 1, 2, 5, 6, 9, 14, 15]
-    source = film(tmp_path / "a.mp4", pan(8), times, sound=True)
+    source = film(tmp_path / "a.mp4", pan(8), times, sound="aac")
     made = stylize_video(transfer, source, tmp_path / "b.mp4", "great-wave", OPTIONS)
     frames, found = read(tmp_path / "b.mp4")
     assert made.frames == 8 and made.size == (64, 64) and frames[0].shape == (64, 64, 3)
@@ -77,6 +83,15 @@ def test_times_size_and_sound_are_kept(transfer, tmp_path):
         packets = [[(bytes(p), p.pts) for p in f.demux(audio=0) if p.dts is not None] for f in (a, b)]
     assert packets[0] == packets[1] and len(packets[0]) > 40
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "b.mp4"]
+
+
+def test_a_sound_that_the_format_cannot_hold_is_told_before_any_work(transfer, tmp_path, monkeypatch):
+    source = film(tmp_path / "a.mkv", pan(3), sound="flac")
+    monkeypatch.setattr("styleapp.video.stylize_frames", lambda *_: pytest.fail("work was done"))
+    message = r"b\.mov: \.mov cannot hold the sound of .*a\.mkv \(flac\); \.mp4, \.mkv can"
+    with pytest.raises(ImageError, match=message):
+        stylize_video(transfer, source, tmp_path / "b.mov", "great-wave", OPTIONS)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.mkv"]
 
 
 @NORMS
@@ -165,7 +180,7 @@ def test_a_cut_resets_the_moments(transfer, norm):
 
 @NORMS
 def test_goes_on_after_a_stop(transfer, tmp_path, norm):
-    source = film(tmp_path / "a.mp4", pan(20), sound=True)
+    source = film(tmp_path / "a.mp4", pan(20), sound="aac")
     whole = stylize_video(
         transfer, source, tmp_path / "whole.mkv", "great-wave", replace(OPTIONS, norm=norm), segment_seconds=0.2
     )
@@ -224,7 +239,7 @@ def test_what_is_wrong_is_told(transfer, tmp_path):
 
 
 def test_on_the_command_line(run, tmp_path):
-    film(tmp_path / "clip.mov", pan(5), sound=True)
+    film(tmp_path / "clip.mov", pan(5), sound="aac")
     code, out, err = run("stylize", "clip.mov", "-s", "great-wave", "--style-size", 64)
     assert code == 0 and "clip-great-wave.mov  64x64" in out and "5 frames" in err
     assert len(read(tmp_path / "clip-great-wave.mov")[0]) == 5

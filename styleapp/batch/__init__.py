@@ -1,7 +1,7 @@
 """Many photos in many styles: what is to be done, what is done already, and doing the rest without losing any."""
 
-from styleapp.batch.journal import JOURNAL, Journal, Summary, journal_of, settings_hash, summarize
-from styleapp.batch.plan import Estimate, Job, Photo, estimate, find_photos, find_styles, make_jobs, place
+from styleapp.batch.journal import Journal, Summary, journal_of, settings_hash, summarize
+from styleapp.batch.plan import JOURNAL, Estimate, Job, Photo, estimate, find_photos, find_styles, make_jobs, place
 from styleapp.batch.run import run_jobs, stopping
 from styleapp.batch.work import Done, Settings, Task, Worker
 

@@ -5,21 +5,20 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from styleapp.batch.plan import Job, is_file
+from styleapp.batch.plan import JOURNAL, Job, is_file, output_key
 from styleapp.errors import ImageError, OptionError
 from styleapp.options import Options
 
 __all__ = ["JOURNAL", "Journal", "Summary", "journal_of", "read_journal", "settings_hash", "style_hash", "summarize"]
-
-JOURNAL = ".styleapp-journal.jsonl"
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,9 @@ class Summary:
 class Journal:
     """Lines of JSON beside the results: a job's result is about to be written, is done, or the job failed.
 
-    A record holds the input and its hash, style, hash of the settings, the output, and seconds or the error.
-    Lines that a kill cut off are ignored. Use as a context manager; two runs cannot hold one journal.
+    A record holds the input and its hash, style, hash of the settings, the output, as it was given and from the
+    journal's folder, and seconds or the error. Lines that a kill cut off are ignored. Use as a context manager; two
+    runs cannot hold one journal.
 
     Raises:
         OptionError: if another process is at work on this output, or the folder cannot be written.
@@ -80,7 +80,7 @@ class Journal:
 
     def known(self, job: Job) -> str | None:
         """The hash of the photo that a result which is still there was made of with these settings, or None."""
-        record = self.records.get(str(job.target))
+        record = self.records.get(output_key(job.target))
         if (
             record is not None
             and "seconds" in record
@@ -94,11 +94,11 @@ class Journal:
 
     def failed(self, job: Job) -> bool:
         """Whether it failed the last time."""
-        return "error" in self.records.get(str(job.target), {})
+        return "error" in self.records.get(output_key(job.target), {})
 
     def may_write(self, job: Job) -> bool:
         """Whether nothing is at the target, or something that we have written."""
-        return str(job.target) in self.ours or not job.target.exists()
+        return output_key(job.target) in self.ours or not job.target.exists()
 
     def start(self, job: Job) -> None:
         """Note that the result is about to be written: what a kill leaves there is ours to replace."""
@@ -116,6 +116,7 @@ class Journal:
             "style_hash": style_hash(job.style),
             "settings": self.settings,
             "output": str(job.target),
+            **self._place(job.target),
             "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
             **outcome,
         }
@@ -124,10 +125,20 @@ class Journal:
         self._file.flush()
         self._remember(record)
 
+    def _place(self, target: Path) -> dict[str, str]:
+        """Where the output is from the journal's folder, which may be moved, or be looked at from another one."""
+        if self.path.name != JOURNAL:  # it is not beside the results
+            return {}
+        try:
+            return {"place": Path(os.path.relpath(target, self.path.parent)).as_posix()}
+        except ValueError:  # on another drive
+            return {}
+
     def _remember(self, record: dict[str, Any]) -> None:
-        self.records[record["output"]] = record
+        key = _key(record)
+        self.records[key] = record
         if "error" not in record:  # once written by us it is ours to replace, whatever fails later
-            self.ours.add(record["output"])
+            self.ours.add(key)
 
 
 def journal_of(folder: Path) -> Path:
@@ -138,25 +149,40 @@ def journal_of(folder: Path) -> Path:
 
 
 def read_journal(path: Path) -> dict[str, dict[str, Any]]:
-    """The last record of each output."""
-    return {record["output"]: record for record in _lines(path)}
+    """The last record of each output, by :func:`styleapp.batch.plan.output_key`.
+
+    Raises:
+        ImageError: if it cannot be read, or is no journal.
+    """
+    return {_key(record): record for record in _lines(path)}
+
+
+def _key(record: Mapping[str, Any]) -> str:
+    """Of the output of a record; one in a store is a name, not a path."""
+    return record["output"] if "://" in record["output"] else output_key(Path(record["output"]))
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The records in order. Lines that were cut off are ignored.
+    """The records in order, outputs as they are seen from here. Lines that were cut off are ignored.
 
     Raises:
-        ImageError: if it cannot be read.
+        ImageError: if it cannot be read, or has lines and none of them is a record.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error.strerror})") from None
+    records = 0
     for line in text.splitlines():
         with suppress(ValueError):
             record = json.loads(line)
             if isinstance(record, dict) and isinstance(record.get("output"), str):
+                records += 1
+                if "place" in record:
+                    record["output"] = os.path.normpath(path.parent / record["place"])
                 yield record
+    if text.strip() and not records:
+        raise ImageError(f"{path}: is not the journal of a run ({JOURNAL} in the folder of its results)")
 
 
 def summarize(path: Path) -> Summary:
@@ -166,8 +192,8 @@ def summarize(path: Path) -> Summary:
     return Summary(
         len(finished),
         sum(float(r["seconds"]) for r in finished),
-        {k: str(r["error"]) for k, r in records.items() if "error" in r},
-        [k for k, r in records.items() if "seconds" not in r and "error" not in r],
+        {r["output"]: str(r["error"]) for r in records.values() if "error" in r},
+        [r["output"] for r in records.values() if "seconds" not in r and "error" not in r],
     )
 
 

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import glob
-import io
 import os
 import random
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from PIL import Image
-
 from styleapp.errors import ImageError, OptionError
-from styleapp.files import SUFFIXES
+from styleapp.files import SUFFIXES, header
 
-__all__ = ["Estimate", "Job", "Photo", "estimate", "find_photos", "find_styles", "is_file", "make_jobs", "place"]
+__all__ = [
+    "JOURNAL",
+    "Estimate",
+    "Job",
+    "Photo",
+    "estimate",
+    "find_photos",
+    "find_styles",
+    "is_file",
+    "make_jobs",
+    "output_key",
+    "place",
+]
+
+JOURNAL = ".styleapp-journal.jsonl"
+"""What a run leaves in the folder of its results, see :mod:`styleapp.batch.journal`."""
 
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{p}{i}" for p in ("com", "lpt") for i in range(1, 10))}
 
@@ -63,11 +75,15 @@ def place(text: str) -> Path:
     return cast(Path, found)
 
 
-def find_photos(contents: Sequence[str]) -> list[Photo]:
+def find_photos(contents: Sequence[str], results: Container[str] = ()) -> list[Photo]:
     """Files, all that looks like an image in folders (and theirs), matches of glob patterns; "-": lines of stdin.
 
     In the order given, folders sorted, each file once. Links to folders are not followed: a loop would have no end.
-    Folders of a store (s3://bucket/photos) are listed in the same way.
+    Folders of a store (s3://bucket/photos) are listed in the same way. Results of earlier runs are no photos: what lies
+    in a folder that such a run wrote to is left out, unless that folder is named itself.
+
+    Args:
+        results: absolute paths of further ones, which are left out where they were not named one by one.
 
     Raises:
         ImageError: for what does not exist, matches nothing, or is a folder without an image.
@@ -81,7 +97,8 @@ def find_photos(contents: Sequence[str]) -> list[Photo]:
             if not photos:
                 raise ImageError("-: no path came in on standard input, one on each line")
         elif path.is_dir():
-            photos = [Photo(p, Path(str(p.relative_to(path)))) for p in _images_in(path)]
+            images = [p for p in _images_in(path) if output_key(p) not in results]
+            photos = [Photo(p, Path(str(p.relative_to(path)))) for p in images]
             if not photos:
                 raise ImageError(f"{content}: has no image in it (known: {', '.join(SUFFIXES)})")
         elif not isinstance(path, Path) or os.path.lexists(path):
@@ -90,7 +107,8 @@ def find_photos(contents: Sequence[str]) -> list[Photo]:
             photos = [Photo(path, Path(path.name))]
         elif glob.has_magic(content):
             matches = sorted(Path(p) for p in glob.glob(content, recursive=True))  # noqa: PTH207 - absolute patterns too
-            photos = [Photo(p, Path(p.name)) for p in matches if p.suffix.lower() in SUFFIXES and not p.is_dir()]
+            images = [p for p in matches if p.suffix.lower() in SUFFIXES and not p.is_dir()]
+            photos = [Photo(p, Path(p.name)) for p in images if output_key(p) not in results]
             if not photos:
                 raise ImageError(f"{content}: matches no image")
         else:
@@ -118,6 +136,11 @@ def find_styles(styles: Sequence[str]) -> list[str]:
     return found
 
 
+def output_key(path: Path) -> str:
+    """What is the same for the same file, from whatever folder it is looked at."""
+    return os.path.abspath(path) if isinstance(path, Path) else str(path)  # noqa: PTH100 - Path's own keeps ".."
+
+
 def _images_in(folder: Path) -> Iterator[Path]:
     if not isinstance(folder, Path):
         for path in sorted(folder.rglob("*"), key=str):
@@ -125,6 +148,9 @@ def _images_in(folder: Path) -> Iterator[Path]:
                 yield path
         return
     for at, folders, names in os.walk(folder):
+        if JOURNAL in names and Path(at) != folder:
+            folders.clear()
+            continue
         folders.sort()
         for name in sorted(names):
             if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
@@ -255,9 +281,9 @@ def estimate(
     pixels, worked, weight, readable = 0.0, 0.0, 0.0, 0
     for job in chosen:
         try:
-            with Image.open(io.BytesIO(job.photo.read_bytes()) if not isinstance(job.photo, Path) else job.photo) as im:
-                width, height = im.size
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            with header(job.photo if isinstance(job.photo, Path) else job.photo.read_bytes()) as image:
+                width, height = image.size
+        except (OSError, ValueError, SyntaxError):
             continue
         scale = size / min(width, height) if size else 1.0
         readable += 1

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from styleapp.batch.journal import JOURNAL, read_journal
 from styleapp.errors import ImageError
-from styleapp.files import atomic_path, check_output, save_picture
+from styleapp.files import atomic_path, check_output, header, save_picture
 from styleapp.images import on_white
 
 __all__ = ["contact_sheet"]
@@ -37,22 +37,23 @@ def contact_sheet(journal: Path, target: Path, *, overwrite: bool = False) -> No
     elif target.exists() and not overwrite:
         raise ImageError(f"{target}: exists already; --overwrite replaces it")
     found: list[tuple[str, str, Image.Image]] = []
-    for output, record in sorted(records.items()):
+    for _, record in sorted(records.items()):
         if "seconds" in record and len(found) < MOST:
-            small = _thumbnail(Path(output))
+            output = Path(record["output"])
+            small = _thumbnail(output)
             if small is not None:
-                found.append((Path(output).name, f"{Path(record['input']).name}, {record['style']}", small))
+                found.append((output.name, f"{Path(record['input']).name}, {record['style']}", small))
     if not found:
         raise ImageError(f"{journal}: has no result to show")
     if page:
-        _write_page(found, [f"{k}: {r['error']}" for k, r in records.items() if "error" in r], target)
+        _write_page(found, [f"{r['output']}: {r['error']}" for r in records.values() if "error" in r], target)
     else:
         save_picture(_grid([(name, small) for name, _, small in found]), target)
 
 
 def _thumbnail(path: Path) -> Image.Image | None:
     try:
-        with Image.open(path) as image:
+        with header(path) as image:
             image.thumbnail((SIDE, SIDE))
             return on_white(image)
     except (OSError, ValueError):

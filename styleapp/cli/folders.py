@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -61,26 +61,33 @@ def plan_of(wanted: Wanted, many: BatchOptions) -> list[Job]:
     suffix = f".{wanted.fmt.lower().lstrip('.')}" if wanted.fmt else ""
     if suffix and suffix not in SUFFIXES:
         raise OptionError(f"--format: unknown format {wanted.fmt!r}; choices: {', '.join(s[1:] for s in SUFFIXES)}")
-    photos, styles = find_photos(wanted.content), find_styles(wanted.style)
+    photos, styles = find_photos(wanted.content, journal_at(wanted).keys()), find_styles(wanted.style)
     return make_jobs(photos, styles, wanted.out, pairs=many.pairs or "all", seed=many.seed, suffix=suffix)
+
+
+def journal_at(wanted: Wanted) -> dict[str, dict[str, Any]]:
+    """The records of earlier runs into the same folder, by their outputs."""
+    from styleapp.batch import journal_of, place
+    from styleapp.batch.journal import read_journal
+
+    path = journal_of(place(wanted.folder))
+    return read_journal(path) if path.exists() else {}
 
 
 def stylize_many(wanted: Wanted, settings: Settings, many: BatchOptions, *, dry_run: bool) -> None:
     """Folders in, folders out: plan, run, report. Given again, the command does what is left."""
-    from styleapp.batch import Journal, journal_of, place, stopping
-    from styleapp.batch.journal import read_journal
+    from styleapp.batch import Journal, place, stopping
+    from styleapp.batch.plan import output_key
 
     jobs = plan_of(wanted, many)
-    folder = place(wanted.folder)
     if many.retry_failed:
-        path = journal_of(folder)
-        failed = {k for k, record in (read_journal(path) if path.exists() else {}).items() if "error" in record}
-        jobs = [job for job in jobs if str(job.target) in failed]
+        failed = {key for key, record in journal_at(wanted).items() if "error" in record}
+        jobs = [job for job in jobs if output_key(job.target) in failed]
     if dry_run:
         tell_plan(wanted, settings, jobs)
         return
     transfer, name = prepared(settings, jobs)
-    with Journal(folder, name) as journal, stopping() as stopped:
+    with Journal(place(wanted.folder), name) as journal, stopping() as stopped:
         failures = work_through(
             wanted, many, jobs, journal, stopped, lambda stop: engine_of(settings, many, transfer, stop)
         )

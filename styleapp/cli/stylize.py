@@ -205,7 +205,7 @@ def stylize_named(
         except StyleError as error:
             failed = tell(error, photo if several else "")
             if wanted.as_json:
-                typer.echo(json.dumps({"input": photo, "error": str(error)}))
+                typer.echo(json.dumps({"input": photo, "error": str(error)}), err=to_stdout)
             continue
         for note in made.notes:
             stderr.print(f"{photo}: {note}", markup=False)

@@ -12,7 +12,7 @@ from styleapp.compare import as_records
 from styleapp.options import COLOURS, NORM_EXAMPLES, Options
 from styleapp.web.batch import stylize_all
 from styleapp.web.compare import compared
-from styleapp.web.fields import upload
+from styleapp.web.fields import number, upload
 from styleapp.web.service import Service, told
 
 __all__ = ["endpoints"]
@@ -135,6 +135,9 @@ class _Endpoints:
         masks = masks or []
         if not isinstance(regions, list) or not all(isinstance(r, dict) and "style" in r for r in regions):
             raise gr.Error('regions is a JSON list such as [{"style": "great-wave", "alpha": 0.8}]')
+        strengths = [r.get("alpha", 1) for r in regions]
+        if any(isinstance(a, bool) or not isinstance(a, int | float) for a in strengths):
+            raise gr.Error(f"alpha of a region is a number from 0 to 1, got {strengths}", print_exception=False)
         if len(regions) != len(masks):
             raise gr.Error(f"regions has {len(regions)} entries for {len(masks)} masks")
         names = [str(r["style"]) for r in regions] + ([rest] if rest else [])
@@ -142,7 +145,7 @@ class _Endpoints:
             self.service.check_names(*names)
             norm = self.service.network(*names)
             options = Options(feather=feather, size=round(size), style_size=self.service.stroke, norm=norm)
-        chosen = [(m, str(r["style"]), float(r.get("alpha", 1))) for m, r in zip(masks, regions, strict=True)]
+        chosen = [(m, str(r["style"]), a) for m, r, a in zip(masks, regions, strengths, strict=True)]
         _, after, line = self.service.stylize(
             photo, rest or None, options, regions=chosen, kind="regions", files=tuple(masks)
         )
@@ -196,16 +199,16 @@ def endpoints(service: Service) -> None:
     with gr.Group(visible=False):
         photo, painting = upload("photo"), upload("painting")
         style = gr.Dropdown([name for _, name in service.choices], label="style", value=None)
-        alpha = gr.Slider(0, 1, 1.0, label="alpha")
-        style_size = gr.Slider(sizes[0], sizes[-1], service.stroke, label="style_size")
-        size = gr.Number(0, label="size")
+        alpha = number(gr.Slider, 1.0, "alpha", minimum=0, maximum=1)
+        style_size = number(gr.Slider, service.stroke, "style_size", minimum=sizes[0], maximum=sizes[-1])
+        size = number(gr.Number, 0, "size")
         norm = gr.Textbox("auto", label="norm", info=", ".join(NORM_EXAMPLES))
         color = gr.Dropdown(COLOURS, value="none", label="color")
-        detail = gr.Slider(0, 1, 1.0, label="detail")
-        work_size = gr.Number(Options.work_size, label="work_size")
+        detail = number(gr.Slider, 1.0, "detail", minimum=0, maximum=1)
+        work_size = number(gr.Number, Options.work_size, "work_size")
         weights, methods = gr.JSON(label="weights"), gr.JSON(label="methods")
         masks, parts = gr.File(label="masks", file_count="multiple"), gr.JSON(label="regions")
-        rest, feather = gr.Textbox("", label="rest"), gr.Number(8, label="feather")
+        rest, feather = gr.Textbox("", label="rest"), number(gr.Number, 8, "feather")
         photos, names = gr.File(label="photos", file_count="multiple"), gr.JSON(label="names")
         archive, failures = gr.File(label="results", interactive=False), gr.JSON(label="failures")
         picture, line = gr.Image(format="png", interactive=False), gr.Textbox()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import gradio as gr
 
 from styleapp.files import save_picture
 from styleapp.options import Options
-from styleapp.web.fields import cancels, stroke_field, style_field
+from styleapp.web.fields import cancels, slider, stroke_field, style_field
 from styleapp.web.service import Service, told
 
 __all__ = ["MOST", "SoFar", "batch_tab", "stylize_all"]
@@ -51,6 +53,7 @@ def stylize_all(
     found = SoFar(len(files) * len(styles), folder / "stylized.zip")
     for file in files:
         for style in styles:
+            keep_uploads(files)
             name = f"{found.count + 1:03}-{Path(file).stem[:60]}-{style}.jpg"
             chosen = replace(options, norm=service.network(style, color=options.color, style_size=options.style_size))
             try:
@@ -67,13 +70,20 @@ def stylize_all(
             yield found
 
 
+def keep_uploads(files: Iterable[str]) -> None:
+    """Let the hour for which uploads are kept begin anew: many photos may take longer than that."""
+    for file in files:
+        with suppress(OSError):
+            os.utime(file)
+
+
 def batch_tab(service: Service) -> None:
     """Build it inside the current tab."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
             files = gr.File(label=f"Up to {MOST} photos", file_count="multiple", file_types=["image"], height=220)
             styles = style_field(service, "Styles: one result for each", multiselect=True, value=None)
-            alpha = gr.Slider(0, 1, 1, step=0.05, label="Strength")
+            alpha = slider(0, 1, 1, step=0.05, label="Strength")
             style_size = stroke_field(service)
             size = gr.Number(0, label="Short side of the results (0: as the photos)", precision=0)
             with gr.Row():

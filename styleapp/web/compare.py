@@ -12,7 +12,7 @@ import gradio as gr
 from styleapp.compare import Comparison, compare, group_sweep
 from styleapp.errors import OptionError
 from styleapp.options import Options
-from styleapp.web.fields import cancels, photo_field, style_field, upload
+from styleapp.web.fields import cancels, photo_field, slider, style_field, upload
 from styleapp.web.service import Service
 
 __all__ = ["compare_tab", "compared"]
@@ -74,8 +74,8 @@ def compare_tab(service: Service) -> None:
             methods = gr.CheckboxGroup(
                 [(v, k) for k, v in METHODS.items()], value=["adain", "cin", "in", "adaln", "adagn"], label="Methods"
             )
-            groups = gr.Slider(0, 9, 5, step=1, label="AdaGN groups, log₂")
-            size = gr.Slider(128, 512, 256, step=32, label="Size of the pictures")
+            groups = slider(0, 9, 5, step=1, label="AdaGN groups, log₂")
+            size = slider(128, 512, 256, step=32, label="Size of the pictures")
             gr.Markdown(
                 "EFDM, WCT and OT need a painting of your own. AdaGN of 2⁰ groups is layer norm, of 2⁹ instance norm.",
                 elem_classes="hint",

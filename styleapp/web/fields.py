@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import pickle
+from abc import ABCMeta
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import gradio as gr
+from gradio.components import Component
 
 from styleapp.files import example_photos
 from styleapp.web.service import Service
 
-__all__ = ["cancels", "photo_field", "renders", "stroke_field", "style_field", "upload"]
+__all__ = ["cancels", "number", "photo_field", "renders", "slider", "stroke_field", "style_field", "upload", "variant"]
+
+
+def variant(base: type[Component], preprocess: Callable[[Any, Any], Any]) -> Any:
+    """A class as this component's, with another ``preprocess``, (self, payload) to what handlers are given.
+
+    (A method set on one field would be lost: Gradio makes it anew, by its class, for a visitor whose field a handler
+    has changed. And of a subclass that is written down Gradio writes a stub beside the source.)
+    """
+    return ABCMeta.__new__(type(base), base.__name__, (base,), {"preprocess": preprocess})
 
 
 def upload(label: str, height: int = 240, **more: Any) -> gr.Image:
     """An image field that hands over the uploaded file as it is.
 
     Gradio's own decodes it first: without a limit on pixels, in 8 bits, and with errors that show the
-    file's place on this machine. (No subclass: Gradio writes a stub beside the source of each.)
+    file's place on this machine.
     """
-    field = gr.Image(label=label, type="filepath", sources=["upload", "clipboard"], height=height, **more)
-    field.preprocess = _as_uploaded
-    return field
+    kind = variant(gr.Image, lambda field, payload: _as_uploaded(payload))
+    return cast(gr.Image, kind(label=label, type="filepath", sources=["upload", "clipboard"], height=height, **more))
 
 
 def _as_uploaded(payload: Any) -> str | None:
@@ -41,6 +52,29 @@ def _as_uploaded(payload: Any) -> str | None:
     except OSError:  # not ours to touch, nor to delete
         pass
     return str(payload.path)
+
+
+def slider(least: float, most: float, value: float, **more: Any) -> gr.Slider:
+    """A slider whose box may be typed in: empty for a moment it stands for ``value``, and far out for its end.
+
+    Gradio's own raises an error then, which would stand over the result.
+    """
+    kind = variant(gr.Slider, lambda field, payload: min(max(_number(payload, value, field.label), least), most))
+    return cast(gr.Slider, kind(least, most, value, **more))
+
+
+def number(base: type[gr.Slider] | type[gr.Number], value: float, label: str, **more: Any) -> Any:
+    """A field of an endpoint: null stands for ``value``, and what is no number is told."""
+    kind = variant(base, lambda field, payload: base.preprocess(field, _number(payload, value, label)))
+    return kind(value=value, label=label, **more)
+
+
+def _number(payload: Any, value: float, label: str) -> float:
+    if payload is None:
+        return value
+    if isinstance(payload, bool) or not isinstance(payload, (int, float)) or not math.isfinite(payload):
+        raise gr.Error(f"{label} is a number, got {payload!r}", print_exception=False)
+    return payload
 
 
 def photo_field(label: str = "Photo", height: int = 260) -> gr.Image:
@@ -144,4 +178,4 @@ def style_field(service: Service, label: str = "Style", **more: Any) -> gr.Dropd
 def stroke_field(service: Service) -> gr.Slider:
     """The size at which a painting is measured."""
     sizes = service.transfer.styles.gallery.sizes
-    return gr.Slider(sizes[0], sizes[-1], service.stroke, step=1, label="Stroke size")
+    return slider(sizes[0], sizes[-1], service.stroke, step=1, label="Stroke size")

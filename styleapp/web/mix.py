@@ -10,7 +10,7 @@ from PIL import Image
 
 from styleapp.images import on_white
 from styleapp.options import Options
-from styleapp.web.fields import cancels, photo_field, renders, style_field
+from styleapp.web.fields import cancels, photo_field, renders, slider, style_field
 from styleapp.web.service import Service
 
 __all__ = ["corner_weights", "mix_tab", "mixed"]
@@ -47,8 +47,8 @@ def mix_tab(service: Service) -> None:
                         given = names[len(corners) % len(names)] if len(corners) < 2 and names else None
                         corners.append(style_field(service, text, value=given, min_width=140))
             gr.Markdown("Leave a corner empty to mix fewer styles.", elem_classes="hint")
-            x = gr.Slider(0, 1, 0.5, step=0.01, label="Left to right")
-            y = gr.Slider(0, 1, 0.5, step=0.01, label="Top to bottom")
+            x = slider(0, 1, 0.5, step=0.01, label="Left to right")
+            y = slider(0, 1, 0.5, step=0.01, label="Top to bottom")
             with gr.Row():
                 button = gr.Button("Mix", variant="primary", size="lg", scale=3)
                 cancel = gr.Button("Cancel", size="lg", scale=1, min_width=80)

@@ -13,7 +13,7 @@ from styleapp.errors import OptionError
 from styleapp.images import from_pil, on_white
 from styleapp.options import Options
 from styleapp.pipeline import Region
-from styleapp.web.fields import cancels, renders, style_field, upload
+from styleapp.web.fields import cancels, renders, slider, style_field, upload, variant
 from styleapp.web.service import PREVIEW, Service, shown, told
 
 __all__ = ["masks_of", "regions_tab"]
@@ -59,10 +59,18 @@ def check_size(path: str, max_pixels: int) -> None:
 def regions_tab(service: Service) -> None:
     """Build it inside the current tab."""
     names = [name for _, name in service.choices]
+
+    def decoded(field: gr.ImageEditor, payload: Any) -> Any:
+        """As Gradio decodes it, after a look at the header: a small file may hold a huge picture."""
+        for part in () if payload is None else (payload.background, payload.composite, *payload.layers):
+            if part is not None:
+                check_size(part.path, service.transfer.max_pixels)
+        return gr.ImageEditor.preprocess(field, payload)
+
     gr.Markdown("Drop a photo and paint on it: each colour of the brush takes a style of its own.", elem_classes="hint")
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=320):
-            editor = gr.ImageEditor(
+            editor = variant(gr.ImageEditor, decoded)(
                 label="Photo",
                 type="pil",
                 format="png",
@@ -83,24 +91,13 @@ def regions_tab(service: Service) -> None:
                 with gr.Group():
                     given = names[i % len(names)] if names else None
                     fields.append(style_field(service, f"Where it is {colour}", value=given))
-                    fields.append(gr.Slider(0, 1, 1, step=0.05, label="Strength"))
+                    fields.append(slider(0, 1, 1, step=0.05, label="Strength"))
             mask = upload("Or a grey picture as the red mask", 160)
             rest = gr.Dropdown([("the photo", ""), *service.choices], value="", label="The rest")
-            feather = gr.Slider(0, 60, 8, step=1, label="Softness of the borders, in pixels")
+            feather = slider(0, 60, 8, step=1, label="Softness of the borders, in pixels")
             with gr.Row():
                 button = gr.Button("Stylize regions", variant="primary", size="lg", scale=3)
                 cancel = gr.Button("Cancel", size="lg", scale=1, min_width=80)
-
-    decode = editor.preprocess
-
-    def checked(payload: Any) -> Any:
-        """Look at the header before Gradio decodes the picture: a small file may hold a huge one."""
-        for part in () if payload is None else (payload.background, payload.composite, *payload.layers):
-            if part is not None:
-                check_size(part.path, service.transfer.max_pixels)
-        return decode(payload)
-
-    editor.preprocess = checked
 
     does = _Handlers(service)
     inputs = [editor, mask, rest, feather, *fields]

@@ -22,6 +22,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
 
 from styleapp.errors import ImageError, OptionError
+from styleapp.files import atomic_path
 from styleapp.pipeline import StyleTransfer
 from styleapp.web.app import build, css, head, theme
 from styleapp.web.service import Service
@@ -128,7 +129,7 @@ class Server:
         if not self._server.started:
             raise OptionError(f"port {port} of {host} cannot be had; take another with --port")
         bound = self._server.servers[0].sockets[0].getsockname()
-        self.url = f"http://{host}:{bound[1]}"
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{bound[1]}"
 
     def _run(self) -> None:
         with suppress(SystemExit):  # a port that is taken; told where the thread was started
@@ -213,14 +214,15 @@ def add_user(file: Path, name: str, password: str) -> None:
 
     Raises:
         OptionError: for a name or password that cannot be used.
-        ImageError: if the file cannot be written.
+        ImageError: if the file cannot be read or written; what was in it stays.
     """
-    if not name or ":" in name or len(password) < 8:
-        raise OptionError("a user has a name without ':' and a password of at least 8 characters")
+    if not name.strip() or ":" in name or not name.isprintable() or len(password) < 8:
+        raise OptionError("a user has a name of printable characters without ':' and a password of at least 8 of them")
     users = read_users(file) if file.exists() else {}
     users[name] = hash_password(password)
     try:
-        file.touch(mode=0o600)
-        file.write_text("".join(f"{n}:{p}\n" for n, p in users.items()), encoding="utf-8")
+        with atomic_path(file) as temporary:
+            temporary.touch(mode=0o600)
+            temporary.write_text("".join(f"{n}:{p}\n" for n, p in users.items()), encoding="utf-8")
     except OSError as error:
         raise ImageError(f"{file}: cannot be written ({error.strerror})") from None

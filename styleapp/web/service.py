@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -265,10 +266,9 @@ class Service:
     def _tidy(self) -> None:
         now = time.time()
         for folder in Path(self._folder.name).iterdir():
-            if now - folder.stat().st_mtime > KEPT_SECONDS:
-                for path in folder.iterdir():
-                    path.unlink(missing_ok=True)
-                folder.rmdir()
+            with suppress(FileNotFoundError):  # another request may tidy, too
+                if now - folder.stat().st_mtime > KEPT_SECONDS:
+                    shutil.rmtree(folder)
 
     def metrics(self) -> str:
         """In the text format of Prometheus."""

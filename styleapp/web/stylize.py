@@ -10,7 +10,7 @@ from PIL import Image
 
 from styleapp.images import on_white
 from styleapp.options import COLOURS, Options
-from styleapp.web.fields import cancels, photo_field, renders, stroke_field, style_field, upload
+from styleapp.web.fields import cancels, photo_field, renders, slider, stroke_field, style_field, upload
 from styleapp.web.service import FORMATS, Service, settings_of, told
 
 __all__ = ["stylize_tab"]
@@ -50,13 +50,13 @@ def stylize_tab(service: Service, page: gr.Blocks) -> None:
             with gr.Accordion("Or your own painting", open=False):
                 painting = upload("Painting", 200)
                 gr.Markdown("While there is a painting here, it is the style.", elem_classes="hint")
-            alpha = gr.Slider(0, 1, defaults.alpha, step=0.05, label="Strength")
+            alpha = slider(0, 1, defaults.alpha, step=0.05, label="Strength")
             style_size = stroke_field(service)
             with gr.Accordion("More", open=False):
                 networks = {k: v for k, v in NETWORKS.items() if k != "cin" or service.transfer.styles.learned_styles}
                 norm = gr.Dropdown([(v, k) for k, v in networks.items()], value="auto", label="Network")
                 color = gr.Dropdown([(COLOUR_NAMES[c], c) for c in COLOURS], value="none", label="Colours")
-                detail = gr.Slider(0, 1, defaults.detail, step=0.05, label="Fine detail of the photo (CIN)")
+                detail = slider(0, 1, defaults.detail, step=0.05, label="Fine detail of the photo (CIN)")
                 size = gr.Number(defaults.size, label="Short side of the result (0: as the photo)", precision=0)
                 work_size = gr.Number(
                     defaults.work_size,

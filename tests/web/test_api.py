@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -67,6 +68,12 @@ def test_work_size(client, transfer, photo):
         call(client, photo, work_size=3)
 
 
+def test_null_stands_for_what_a_field_is_at_first(client, transfer, photo):
+    result, _ = call(client, photo, alpha=None, style_size=None, size=None, norm=None, color=None, detail=None)
+    wanted = transfer.stylize(photo, "great-wave", style_size=128)
+    assert np.array_equal(np.asarray(Image.open(result)), np.asarray(wanted))
+
+
 def test_mix(client, transfer, photo):
     weights = {"great-wave": 3, "the-visit": 1}
     result, _ = client.predict(handle_file(photo), weights, 1, 0, api_name="/mix")
@@ -111,6 +118,8 @@ def test_regions(client, transfer, photo, tmp_path):
         (said[:1], "1 entries for 2 masks"),
         ([{"style": str(photo)}, said[1]], "nknown style"),
         ([{"style": "great-wave", "alpha": 2}, said[1]], "must be from 0 to 1"),
+        ([{"style": "great-wave", "alpha": "half"}, said[1]], "alpha of a region is a number"),
+        ([{"style": "great-wave", "alpha": None}, said[1]], "alpha of a region is a number"),
     ):
         with pytest.raises(Exception, match=message):
             call_regions(regions)
@@ -200,6 +209,9 @@ def test_16_bit_and_transparent_uploads(client, transfer, tmp_path):
         ({"alpha": 2}, "lpha must be from 0 to 1|greater than maximum"),
         ({"norm": "adin"}, "did you mean 'adain'"),
         ({"norm": "efdm"}, "needs a painting"),
+        ({"alpha": "x"}, "alpha is a number, got 'x'"),
+        ({"style_size": [64]}, r"style_size is a number, got \[64\]"),
+        ({"work_size": True}, "work_size is a number, got True"),
     ],
 )
 def test_errors_say_what_to_do(client, photo, changes, message):
@@ -246,6 +258,16 @@ def test_no_file_of_the_machine_is_served(url, path):
         assert "event: error" in httpx.get(f"{url}/gradio_api/call/stylize/{event}").text
 
 
+@pytest.mark.skipif(not socket.has_ipv6, reason="IPv6")
+def test_an_address_of_ipv6(service):
+    try:
+        served = Server(make_app(service), "::1", 0)
+    except OptionError:
+        pytest.skip("this machine has no IPv6")
+    with served:
+        assert served.url.startswith("http://[::1]:") and httpx.get(f"{served.url}/healthz").status_code == 200
+
+
 def test_uploads_are_limited_in_bytes(service):
     with Server(make_app(service, max_upload="2kb"), "127.0.0.1", 0) as server:
         answer = httpx.post(f"{server.url}/gradio_api/upload", files={"files": b"x" * 5000})
@@ -278,9 +300,10 @@ class TestPasswords:
         users = read_users(file)
         assert set(users) == {"ada", "bob"} and check_password("another one", users["ada"])
         assert file.stat().st_mode & 0o077 == 0
-        for name, password in (("a:b", "long enough"), ("", "long enough"), ("c", "short")):
-            with pytest.raises(OptionError, match="at least 8 characters"):
+        for name, password in (("a:b", "long enough"), (" ", "long enough"), ("d\ne", "long enough"), ("c", "short")):
+            with pytest.raises(OptionError, match="at least 8"):
                 add_user(file, name, password)
+        assert read_users(file) == users and [p.name for p in tmp_path.iterdir()] == ["users"]
         file.write_text("nobody\n")
         with pytest.raises(OptionError, match="line 1: not a user"):
             read_users(file)

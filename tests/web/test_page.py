@@ -51,6 +51,21 @@ def test_sliders_preview_and_settings_come_back_from_a_link(visit, photo):
     assert "detail=0.3" in page.url and "work=32" in page.url
 
 
+def test_a_box_that_is_being_typed_in_is_no_error(visit, photo):
+    """Emptied it sends null, and a number outside until it is left."""
+    visitor = visit()
+    page = visitor.page
+    visitor.upload(photo)
+    page.get_by_text("Preview. Press Stylize").wait_for(timeout=20_000)
+    strength = page.get_by_role("spinbutton", name="number input for Strength").first
+    for typed in ("", "1e", "7", "0.4"):
+        strength.fill("")
+        strength.press_sequentially(typed)
+        page.wait_for_timeout(800)
+        assert page.get_by_text("Error").count() == 0, typed
+        assert page.get_by_text("Preview. Press Stylize").count() == 1, typed
+
+
 def test_a_late_preview_does_not_take_the_place_of_the_result(visit, service, photo, monkeypatch):
     """The slider is moved twice while a preview is made, so that the page keeps the second back until Stylize is on."""
     previews, go = [], threading.Event()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,8 @@ from styleapp.errors import OptionError
 from styleapp.images import from_pil, to_pil
 from styleapp.options import Options
 from styleapp.web import Service
-from styleapp.web.fields import upload
+from styleapp.web.batch import stylize_all
+from styleapp.web.fields import slider, upload
 from styleapp.web.mix import mixed
 from styleapp.web.server import upload_folder
 from styleapp.web.service import BUSY
@@ -202,3 +204,36 @@ def test_an_upload_that_is_used_is_kept_and_one_that_is_gone_asked_for_again(pho
     photo.unlink()
     with pytest.raises(gr.Error, match=r"no longer here.*Drop it again"):
         field.preprocess(SimpleNamespace(path=str(photo)))
+
+
+def test_a_field_that_gradio_makes_anew_is_ours_still(photos):
+    """It does so for a visitor whose field a handler has changed, or has said to leave as it is."""
+    for field in (upload("Photo"), slider(0, 1, 0.3, label="Strength")):
+        anew = type(field)(**{k: v for k, v in field.constructor_args.items() if k != "value"}, render=False)
+        assert anew.get_block_name() == field.get_block_name() == type(field).__base__.__name__.lower()
+        if isinstance(field, gr.Image):
+            assert anew.preprocess(SimpleNamespace(path=photos[-1])) == photos[-1]  # not decoded
+        else:
+            assert [anew.preprocess(given) for given in (None, -1, 0.7, 8)] == [0.3, 0, 0.7, 1]
+
+
+def test_uploads_are_kept_while_a_batch_goes_on(service, photos):
+    """It may take longer than the hour."""
+    files, kept = [str(p) for p in photos[:2]], []
+    for file in files:
+        os.utime(file, (1, 1))
+    for _ in stylize_all(service, files, ["great-wave"], Options(style_size=64)):
+        kept.append(min(Path(file).stat().st_mtime for file in files))
+        for file in files:
+            os.utime(file, (1, 1))
+    assert len(kept) == 2 and min(kept) > time.time() - 60
+
+
+def test_what_was_made_an_hour_ago_is_removed_whoever_tidies(service):
+    old, new = service.scratch(), service.scratch()
+    (old / "deep").mkdir()
+    (old / "picture.png").touch()
+    os.utime(old, (1, 1))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: service.scratch(), range(40)))
+    assert not old.exists() and new.exists()

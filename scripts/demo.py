@@ -9,10 +9,10 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from styleapp import StyleTransfer
-from styleapp.allocator import keep_freed_memory
 from styleapp.compare import compare
 from styleapp.files import save_picture
 from styleapp.options import Options
+from styleapp.process import tune_process
 
 ROOT = Path(__file__).parent.parent
 STYLES = ("great-wave", "wheat-field", "pink-cloud", "the-visit", "two-poplars", "bewitched-mill")
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "out")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    keep_freed_memory()
+    tune_process()
     transfer = StyleTransfer()
     rows = []
     for photo in sorted((ROOT / "examples").glob("*.jpg")):

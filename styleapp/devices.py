@@ -26,8 +26,8 @@ def find_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+    kind, colon, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (colon and (kind == "cpu" or not index.isdecimal())):
         raise unknown_name("device", name, DEVICES)
     if kind == "cuda" and not torch.cuda.is_available():
         raise DeviceError(f"device {name!r} was asked for, but PyTorch sees no CUDA GPU here; use cpu or auto")

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from styleapp.cgroups import granted_memory
+
 __all__ = ["available", "is_out_of_memory", "release_freed_memory", "resident"]
 
 
@@ -28,10 +30,18 @@ def release_freed_memory() -> None:
 
 
 def available(device: torch.device) -> int:
-    """Bytes that can be taken on a device without driving anything else out; a guess where it does not tell."""
+    """Bytes that can be taken on a device without driving anything else out; a guess where it does not tell.
+
+    In a container not more than it may have.
+    """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    there, granted = _there(), granted_memory()
+    return there if granted is None else min(there, granted)
+
+
+def _there() -> int:
     try:
         found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
         return int(found[1]) * 1024 if found else 4 * 10**9

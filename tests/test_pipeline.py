@@ -229,6 +229,9 @@ def test_devices():
     assert find_device("auto").type in ("cpu", "cuda")
     with pytest.raises(OptionError, match="unknown device 'cuad', did you mean 'cuda'"):
         find_device("cuad")
+    for name in ("cpu:", "cpu:3", "cuda:", "cuda:x"):
+        with pytest.raises(OptionError, match=f"unknown device '{name}'"):
+            find_device(name)
     if not torch.cuda.is_available():
         with pytest.raises(DeviceError, match="sees no CUDA GPU"):
             find_device("cuda")

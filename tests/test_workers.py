@@ -169,7 +169,7 @@ def test_a_worker_that_ends_at_once_is_not_started_for_ever(weights, photos, tmp
 def test_shares_of_the_machine(monkeypatch):
     given = Settings(OPTIONS, "cpu")
     assert [s.threads for s in settings_of_workers(given, 0)] == [0]
-    monkeypatch.setattr("styleapp.batch.processes._cores", lambda: 8)
+    monkeypatch.setattr("styleapp.batch.processes.cores", lambda: 8)
     assert [s.threads for s in settings_of_workers(given, 4)] == [2] * 4
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +15,7 @@ import torch
 
 from styleapp.batch.work import Done, Settings, Task, Worker
 from styleapp.errors import DeviceError, StyleError
+from styleapp.process import cores
 
 __all__ = ["run_processes", "settings_of_workers"]
 
@@ -34,12 +34,8 @@ def settings_of_workers(settings: Settings, workers: int) -> list[Settings]:
         count = workers or gpus
         return [replace(settings, device=f"cuda:{i % gpus}") for i in range(count)]
     count = workers or 1
-    threads = settings.threads or (max(1, _cores() // count) if count > 1 and not gpus else 0)
+    threads = settings.threads or (max(1, cores() // count) if count > 1 and not gpus else 0)
     return [replace(settings, threads=threads)] * count
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Process:

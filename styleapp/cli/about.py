@@ -56,10 +56,10 @@ def styles_save(
 ) -> None:
     """Measure a painting once and keep its code under a name."""
     with errors_told():
-        from styleapp.allocator import keep_freed_memory
         from styleapp.pipeline import StyleTransfer
+        from styleapp.process import tune_process
 
-        keep_freed_memory()
+        tune_process()
         typer.echo(StyleTransfer(device, precision).styles.save(painting, name, overwrite=overwrite))
 
 
@@ -74,7 +74,10 @@ def info(as_json: Json = False) -> None:
         from styleapp.codes import codes_folder
         from styleapp.devices import find_precision
         from styleapp.kernels import convolve, work
+        from styleapp.process import tune_process
         from styleapp.weights import Weights, styles_folder, weights_folder
+
+        tune_process()
 
         def installed(package: str) -> str:
             try:
@@ -194,13 +197,13 @@ def web(
             from styleapp.web.server import launch, read_users
         except ModuleNotFoundError as error:
             raise OptionError(f"the web page needs {error.name}: pip install {error.name}") from None
-        from styleapp.allocator import keep_freed_memory
         from styleapp.pipeline import StyleTransfer
+        from styleapp.process import tune_process
 
         # As docker stop and systemd end it: visitors' files go with the page.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         users = read_users(auth_file) if auth_file is not None else None
-        keep_freed_memory()
+        tune_process()
         transfer = StyleTransfer(device, precision, max_pixels=round(float(match[1]) * 1e6))
         server = launch(
             transfer,

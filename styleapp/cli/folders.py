@@ -152,10 +152,10 @@ def readable_time(seconds: float) -> str:
 
 def prepared(settings: Settings, jobs: Sequence[Job]) -> tuple[StyleTransfer, str]:
     """A network that has seen every style, so that a bad one is told before the first photo; and the settings' hash."""
-    from styleapp.allocator import keep_freed_memory
     from styleapp.batch import settings_hash
+    from styleapp.process import tune_process
 
-    keep_freed_memory()
+    tune_process()
     transfer = settings.transfer()
     for name in dict.fromkeys(job.style for job in jobs):
         transfer.prepare(name, settings.options)

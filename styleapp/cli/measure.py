@@ -49,10 +49,10 @@ def compare(
     """One photo, some styles, several methods: side by side, with times and losses."""
     with errors_told():
         from styleapp import compare as comparing
-        from styleapp.allocator import keep_freed_memory
         from styleapp.files import atomic_path, check_output, save_picture
         from styleapp.images import from_pil
         from styleapp.pipeline import StyleTransfer
+        from styleapp.process import tune_process
 
         if sweep not in ("", "groups", "decoders"):
             raise OptionError(f"--sweep is groups or decoders, got {sweep!r}")
@@ -62,7 +62,7 @@ def compare(
         check_output(target, overwrite)
         if page is not None and page.exists() and not overwrite:
             raise OptionError(f"{page}: exists already; --overwrite replaces it")
-        keep_freed_memory()
+        tune_process()
         transfer = StyleTransfer(device, precision)
         options = Options(size=size, style_size=style_size, detail=detail)
         chosen = [m.strip() for m in methods.split(",") if m.strip()] or list(comparing.METHODS)
@@ -105,11 +105,11 @@ def evaluate(
 ) -> None:
     """Content and style loss over every pair, and the identity error, of the shipped network."""
     with errors_told(), progress_bar("pairs") as advance:
-        from styleapp.allocator import keep_freed_memory
         from styleapp.evaluate import evaluate as run
         from styleapp.pipeline import StyleTransfer
+        from styleapp.process import tune_process
 
-        keep_freed_memory()
+        tune_process()
         transfer = StyleTransfer(device, precision)
         rows = run(
             transfer, content, style, size=size, every=every, norm=norm, refine=refine, detail=detail, progress=advance
@@ -147,11 +147,11 @@ def bench(
 ) -> None:
     """Time the network and the whole of stylizing on this machine."""
     with errors_told():
-        from styleapp.allocator import keep_freed_memory
         from styleapp.bench import bench as run
         from styleapp.pipeline import StyleTransfer
+        from styleapp.process import tune_process
 
-        keep_freed_memory()
+        tune_process()
         transfer = StyleTransfer(device, precision)
         other = StyleTransfer(device, precision, compile=True) if compiled else None
         result = run(transfer, size, runs, tiles=tile, batches=batch or (), stages=stages, peers=peers, compiled=other)

@@ -167,8 +167,8 @@ def stylize_named(
     smooth: float,
 ) -> None:
     """Photos and films that are named one by one, with all controls."""
-    from styleapp.allocator import keep_freed_memory
     from styleapp.files import check_output
+    from styleapp.process import tune_process
     from styleapp.video import VIDEOS
 
     style, options = wanted.style, settings.options
@@ -185,7 +185,7 @@ def stylize_named(
         if text not in films and (isinstance(source, bytes) or source.exists()):  # what is not there is told below
             check_output(target, wanted.overwrite)
 
-    keep_freed_memory()
+    tune_process()
     transfer = settings.transfer()
     base = None
     if style:

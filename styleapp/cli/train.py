@@ -61,12 +61,12 @@ def train_adain(
     device: Device = "auto",
 ) -> None:
     """Train a decoder for AdaIN. Given again, the command goes on from its checkpoint beside OUT."""
-    from styleapp.allocator import keep_freed_memory
     from styleapp.devices import find_device
+    from styleapp.process import tune_process
     from styleapp.training.decoder import train_decoder
     from styleapp.weights import Weights
 
-    keep_freed_memory()
+    tune_process()
     with training_told(options.steps) as report:
         done = train_decoder(
             Weights().encoder(),
@@ -111,12 +111,12 @@ def train_cin(
 
     Given again, the command goes on from its checkpoint beside OUT.
     """
-    from styleapp.allocator import keep_freed_memory
     from styleapp.devices import find_device
+    from styleapp.process import tune_process
     from styleapp.training.cin import train_conditional
     from styleapp.weights import Weights
 
-    keep_freed_memory()
+    tune_process()
     with training_told(options.steps) as report:
         done = train_conditional(
             Weights().encoder(),
@@ -152,11 +152,11 @@ def learn(
 ) -> None:
     """Teach the CIN network a painting: only the style's own code is trained, every other style stays as it is."""
     with errors_told():
-        from styleapp.allocator import keep_freed_memory
         from styleapp.learn import learn_style
         from styleapp.pipeline import StyleTransfer
+        from styleapp.process import tune_process
 
-        keep_freed_memory()
+        tune_process()
         transfer = StyleTransfer(device, precision)
         start = time.perf_counter()
         with progress_bar("learning") as advance:

@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import secrets
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ __all__ = [
     "check_output",
     "check_place",
     "example_photos",
+    "frames_in",
     "header",
     "opened",
     "read_animation",
@@ -100,6 +102,14 @@ def read_image(source: str | os.PathLike[str] | bytes, max_pixels: int = MAX_PIX
             note = "has 16 bits a channel, read in 8; pip install 'styleapp[deep]' keeps them"
             return replace(picture, metadata=replace(picture.metadata, note=note))
         return _from_vips(_vips_image(pyvips, source), picture.metadata)
+
+
+def frames_in(path: Path) -> int:
+    """How many frames a file has of which :func:`read_animation` reads all; 1 for any other."""
+    if path.suffix.lower() not in ANIMATED:
+        return 1
+    with opened(path, sys.maxsize) as (image, _):
+        return int(getattr(image, "n_frames", 1))
 
 
 @dataclass(frozen=True)
@@ -341,6 +351,8 @@ def save_rgb(rgb: torch.Tensor, path: Path) -> None:
 
 def _format_of(path: Path) -> str:
     fmt = _FORMATS.get(path.suffix.lower())
+    if not path.suffix:
+        raise OptionError(f"{path}: no folder, and no file with a format in its name ({', '.join(SUFFIXES)})")
     if fmt is None:
         raise OptionError(f"{path}: unknown image format {path.suffix!r}; choices: {', '.join(SUFFIXES)}")
     if fmt == "HEIF" and not _register_heif():

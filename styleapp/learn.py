@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from styleapp.errors import OptionError, WeightsError
+from styleapp.errors import ImageError, OptionError, WeightsError
 from styleapp.files import example_photos, read_image, save_picture
 from styleapp.images import filled
 from styleapp.models import StyleCode
@@ -51,6 +51,11 @@ def learn_style(
         WeightsError: if no CIN network is there.
     """
     check_style_name(name, transfer.styles.gallery, overwrite=overwrite)
+    if preview is not None:
+        try:
+            preview.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ImageError(f"{preview}: no folder for previews ({error.strerror})") from None
     paths = list(photos) or example_photos()
     if not paths:
         raise OptionError("no photos to learn on: give some with --content")
@@ -59,14 +64,13 @@ def learn_style(
     network = transfer.networks.conditional(CIN).stylizer
     picture = read_image(painting, transfer.max_pixels)
     ends = transfer.styles.gallery.sizes[0], transfer.styles.gallery.sizes[-1]
-    steps_at = {style_size: steps} | {s: steps // 5 for s in ends if s != style_size}
+    steps_at = {style_size: steps} | {s: max(1, steps // 5) for s in ends if s != style_size}
 
     def told(before: int, step: int, loss: float) -> None:
         progress(before + step, sum(steps_at.values()))
 
     def show(step: int, code: StyleCode) -> None:
         if preview is not None:
-            preview.mkdir(parents=True, exist_ok=True)
             done = transfer.picture(pictures[0], code, Options(norm="cin"))
             save_picture(done, preview / f"{name}-{step:05d}.png")
 

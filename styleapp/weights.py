@@ -419,7 +419,6 @@ def save_style(
     for size, learned_code in (learned or {}).items():
         tensors[f"cin.{size}"] = torch.stack([learned_code.gamma.flatten(), learned_code.beta.flatten()]).half()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         save_tensors(tensors, path, metadata)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be written ({error.strerror or error})") from None
@@ -427,10 +426,11 @@ def save_style(
 
 
 def check_style_name(name: str, gallery: StyleGallery, *, overwrite: bool = False) -> Path:
-    """Where a user's style of that name is kept.
+    """Where a user's style of that name is kept; the folder is made.
 
     Raises:
         OptionError: for a name that is not allowed or taken.
+        WeightsError: if nothing can be written there.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
         raise OptionError(
@@ -439,6 +439,12 @@ def check_style_name(name: str, gallery: StyleGallery, *, overwrite: bool = Fals
     path = styles_folder() / f"{name}.safetensors"
     if name in gallery.styles and not (overwrite and path.exists()):
         raise OptionError(f"there is a style {name!r} already" + ("; --overwrite replaces it" if path.exists() else ""))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be written ({error.strerror or error})") from None
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise WeightsError(f"{path}: cannot be written")
     return path
 
 
@@ -463,11 +469,12 @@ def _saved_style(file: Path, encoder_sha256: str, sizes: tuple[int, ...], cin_sh
         learned = {}
         if about.get("cin_sha256") == cin_sha256:
             learned = {int(k.removeprefix("cin.")): _code(v) for k, v in tensors.items() if k.startswith("cin.")}
-    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        style = BuiltInStyle(about["name"], about["name"], "", "", "saved by you", "")
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise WeightsError(f"{file}: not a saved style ({error}); remove it or save it again") from None
     if about.get("encoder_sha256") != encoder_sha256 or about.get("sizes") != json.dumps(sizes):
         return None
-    return _SavedStyle(BuiltInStyle(about["name"], about["name"], "", "", "saved by you", ""), code, layers, learned)
+    return _SavedStyle(style, code, layers, learned)
 
 
 def _code(rows: Tensor) -> StyleCode:

@@ -382,6 +382,8 @@ class TestMore:
         assert run("report", "out", "--sheet", "sheet.html")[0] == 0
         page = (tmp_path / "sheet.html").read_text()
         assert page.count("<figure>") == 4 and "text.jpg: not an image" in page and "http" not in page
+        code, _, err = run("report", "out", "--sheet", "no/sheet.html")
+        assert code == 1 and "no: the output folder does not exist" in err
         code, _, err = run("report", "out", "--sheet", "sheet.html")
         assert code == 1 and "exists already" in err
 

@@ -117,10 +117,17 @@ def bad_inputs(photo: Path) -> dict[str, tuple[list[object], int, str]]:
         "same names": ([photo, photo, "-s", "great-wave"], 2, "same name"),
         "device": ([photo, *wave, "--device", "gpu"], 2, "unknown device 'gpu'"),
         "precision": ([photo, *wave, "--precision", "fp8"], 2, "unknown precision 'fp8'"),
+        "no photo": (["", *wave], 2, "CONTENT is empty"),  # a variable of the shell that is not set
+        "no style": ([photo, "-s", "", "-o", "out"], 2, "--style is empty"),
+        "no such folder": (
+            [photo, "-s", "great-wave", "-o", "no/"],
+            2,
+            "no: no folder, and no file with a format in its",
+        ),
     }
 
 
-@pytest.mark.parametrize("case", range(23))
+@pytest.mark.parametrize("case", range(26))
 def test_bad_input(run, photo, case):
     name, (args, code, message) = list(bad_inputs(photo).items())[case]
     before = {p: p.read_bytes() for p in Path().iterdir()}
@@ -130,6 +137,15 @@ def test_bad_input(run, photo, case):
     assert message in flat, (name, err)
     assert "Traceback" not in err and out == ""
     assert {p: p.read_bytes() for p in Path().iterdir()} == before, name
+
+
+def test_frames_that_are_left_out_are_told(run, photo, tmp_path):
+    frames = [noise(32, 40, seed=i) for i in range(3)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=50)
+    code, _, err = run("stylize", "a.gif", "-s", "great-wave", "-o", "a.png", *SIZE)
+    assert code == 0 and "a.gif: the first of 3 frames; .gif or .webp as a result keeps them all" in err
+    assert "frames" not in run("stylize", "a.gif", "-s", "great-wave", "-o", "b.gif", *SIZE)[2]
+    assert "frames" not in run("stylize", photo, "-s", "great-wave", "-o", "c.png", *SIZE)[2]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

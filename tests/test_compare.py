@@ -156,6 +156,39 @@ def test_learn_teaches_a_style_and_changes_no_other(run, photo, tmp_path):
     assert (tmp_path / "cin.png").read_bytes() != (tmp_path / "adain.png").read_bytes()
     code, _, err = run("learn", "mine.png", "--name", "mine", "--content", photo)
     assert code == 2 and "--overwrite replaces it" in err
+    code, _, err = run("learn", "mine.png", "--name", "once", "--content", photo, "--steps", 1, "--size", 32)
+    assert code == 0 and "once: style loss" in run("learn", "mine.png", "--name", "once", "--content", photo, "--steps",
+                                                   1, "--size", 32, "--overwrite")[1]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["compare", "mine.png", "-s", "great-wave", "--size", 32, "--html", "no/a.html"], 1, "no: the output folder"),
+        (["compare", "mine.png", "-s", "great-wave", "--size", 32, "--html", "."], 1, ".: is a folder"),
+        (["learn", "mine.png", "--name", "x", "--preview", "mine.png"], 1, "mine.png: no folder for previews (File ex"),
+        (["train", "adain", "--content", ".", "--style", ".", "--out", "w.ckpt"], 2, "ends with .safetensors"),
+        (["train", "adain", "--content", ".", "--style", ".", "--out", "mine.png/w.safetensors"], 1, "cannot be writt"),
+        (["train", "cin", "--content", ".", "--gallery", ".", "--out", "folder.safetensors"], 1, "cannot be written"),
+        (["bench", "--size", 8], 2, "Invalid value for '--size'"),
+    ],
+)
+def test_what_cannot_be_written_is_told_before_any_work(run, tmp_path, arguments, code, message):
+    noise(64, 48, seed=9).save(tmp_path / "mine.png")
+    for folder in ("folder.safetensors", "styles"):
+        (tmp_path / folder).mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    found, out, err = run(*arguments)
+    assert found == code and message in err and "Traceback" not in err and not out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_place_for_styles_that_cannot_be_written_is_told_before_learning(run, tmp_path, monkeypatch):
+    noise(64, 48, seed=9).save(tmp_path / "mine.png")
+    monkeypatch.setenv("STYLEAPP_STYLES", str(tmp_path / "mine.png" / "styles"))
+    for command in (["learn"], ["styles", "save"]):
+        code, _, err = run(*command, "mine.png", "--name", "x")
+        assert code == 1 and "x.safetensors: cannot be written (Not a directory)" in err
 
 
 def test_cin_of_a_saved_style_that_was_not_learned_says_how(run, photo, tmp_path):

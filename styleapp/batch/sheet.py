@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from styleapp.batch.journal import JOURNAL, read_journal
 from styleapp.errors import ImageError
-from styleapp.files import atomic_path, check_output, header, save_picture
+from styleapp.files import check_output, check_place, header, save_picture, writing
 from styleapp.images import on_white
 
 __all__ = ["contact_sheet"]
@@ -34,8 +34,8 @@ def contact_sheet(journal: Path, target: Path, *, overwrite: bool = False) -> No
     page = target.suffix.lower() == ".html"
     if not page:
         check_output(target, overwrite)
-    elif target.exists() and not overwrite:
-        raise ImageError(f"{target}: exists already; --overwrite replaces it")
+    else:
+        check_place(target, overwrite)
     found: list[tuple[str, str, Image.Image]] = []
     for _, record in sorted(records.items()):
         if "seconds" in record and len(found) < MOST:
@@ -89,5 +89,5 @@ def _write_page(found: list[tuple[str, str, Image.Image]], errors: list[str], ta
     text = template.substitute(
         count=len(found), figures="".join(figures), failed=f"<h2>Failed</h2><ul>{failed}</ul>" if failed else ""
     )
-    with atomic_path(target) as temporary:
+    with writing(target, len(text)) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -49,7 +49,7 @@ def compare(
     """One photo, some styles, several methods: side by side, with times and losses."""
     with errors_told():
         from styleapp import compare as comparing
-        from styleapp.files import atomic_path, check_output, save_picture
+        from styleapp.files import check_output, check_place, save_picture, writing
         from styleapp.images import from_pil
         from styleapp.pipeline import StyleTransfer
         from styleapp.process import tune_process
@@ -60,8 +60,8 @@ def compare(
             raise OptionError("--sweep chooses the methods itself; leave out --methods")
         target = out or Path(f"{content.stem}-compared.png")
         check_output(target, overwrite)
-        if page is not None and page.exists() and not overwrite:
-            raise OptionError(f"{page}: exists already; --overwrite replaces it")
+        if page is not None:
+            check_place(page, overwrite)
         tune_process()
         transfer = StyleTransfer(device, precision)
         options = Options(size=size, style_size=style_size, detail=detail)
@@ -78,8 +78,9 @@ def compare(
             )
         save_picture(from_pil(found.grid(bars=bool(sweep))), target)
         if page is not None:
-            with atomic_path(page) as temporary:
-                temporary.write_text(found.page(), encoding="utf-8")
+            text = found.page().encode()
+            with writing(page, len(text)) as temporary:
+                temporary.write_bytes(text)
         for record in comparing.as_records(found):
             if as_json:
                 typer.echo(json.dumps(record))
@@ -126,7 +127,7 @@ def evaluate(
 
 
 def bench(
-    size: Annotated[list[int], typer.Option(help="Square pictures of this side; repeat for several.")] = [512],  # noqa: B006
+    size: Annotated[list[int], typer.Option(min=16, help="Square pictures of this side; repeat for several.")] = [512],  # noqa: B006
     runs: Annotated[int, typer.Option(min=1, help="Timed runs of each.")] = 7,
     tile: Annotated[list[str], typer.Option(help="Settings of --tile to time; repeat for several.")] = ["auto"],  # noqa: B006
     batch: Annotated[

@@ -105,6 +105,9 @@ def stylize(
     regions = [parse_region(text) for text in region or []]
     if not style and not regions:
         raise OptionError("a --style is needed, or a --region with one")
+    for role, given in (("CONTENT", content), ("--style", style)):
+        if "" in given:  # as a path it would be the folder that one is in
+            raise OptionError(f"{role} is empty: give a photo, a folder or a name")
     if as_bytes and content != ["-"]:
         raise OptionError("--bytes takes one image from standard input: CONTENT must be -")
     batch_size = 0 if many.batch_size == "auto" else int(many.batch_size)
@@ -292,7 +295,7 @@ def stylize_file(
 
     A GIF or WebP of several frames becomes one where the result can hold them.
     """
-    from styleapp.files import ANIMATED, read_animation, save_animation, save_picture
+    from styleapp.files import ANIMATED, frames_in, read_animation, save_animation, save_picture
     from styleapp.large import LargePicture, save_large
 
     notes: list[str] = []
@@ -321,6 +324,8 @@ def stylize_file(
             )
         rendered = time.perf_counter()
         notes.append(picture.metadata.note)
+        if isinstance(photo, Path) and not moving and (count := frames_in(photo)) > 1:
+            notes.append(f"the first of {count} frames; {' or '.join(ANIMATED)} as a result keeps them all")
         del picture  # of a large photo there is no room for the copy that an encoder makes besides
         if isinstance(result, LargePicture):
             notes.append(save_large(result, target, quality=quality))

@@ -25,7 +25,7 @@ from styleapp.models.vgg import by_layer
 from styleapp.norms import moments
 from styleapp.options import ConditionalOptions
 from styleapp.training.data import ImagePool, painting_crops
-from styleapp.training.loop import Losses, Report, Run, new_decoder, train
+from styleapp.training.loop import Losses, Report, Run, check_out, new_decoder, train
 from styleapp.training.moves import followed, random_motion
 from styleapp.training.pairs import tiled
 from styleapp.training.start import Start, centre, layer_codes, probe_of_examples, statistics, table_of
@@ -86,9 +86,11 @@ def train_conditional(
 
     Raises:
         ImageError: if a folder has no usable image.
-        WeightsError: if the checkpoint or ``init`` does not fit ``options``.
+        WeightsError: if the checkpoint or ``init`` does not fit ``options``, or ``out`` cannot be written.
+        TrainingError: if the training diverges.
     """
     options = options or ConditionalOptions()
+    check_out(out)
     photos = ImagePool(content, device=device, skipped=lambda e: report({"skipped": str(e)}))
     paintings = read_paintings(gallery, options.style_size, styles)
     pool = None

@@ -16,7 +16,7 @@ from styleapp.models.predictor import PROBE_SIZE
 from styleapp.norms import moments
 from styleapp.options import DecoderOptions
 from styleapp.training.data import ImagePool, painting_crops
-from styleapp.training.loop import Losses, Report, Run, new_decoder, train
+from styleapp.training.loop import Losses, Report, Run, check_out, new_decoder, train
 from styleapp.training.moves import followed, random_motion
 from styleapp.training.pairs import paired, tiled, where
 from styleapp.training.start import Start, probe_of_examples, statistics
@@ -48,9 +48,11 @@ def train_decoder(
 
     Raises:
         ImageError: if a folder has no usable image.
-        WeightsError: if the checkpoint or ``init`` does not fit ``options``.
+        WeightsError: if the checkpoint or ``init`` does not fit ``options``, or ``out`` cannot be written.
+        TrainingError: if the training diverges.
     """
     options = options or DecoderOptions()
+    check_out(out)
     photos = ImagePool(content, device=device, skipped=lambda e: report({"skipped": str(e)}))
     paintings = ImagePool(style, device=device, skipped=lambda e: report({"skipped": str(e)}))
     run = _Run(encoder, options, torch.device(device), photos, paintings, init)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import pickle
 import time
 from abc import ABC, abstractmethod
@@ -16,14 +17,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from styleapp.errors import TrainingError, WeightsError
+from styleapp.errors import OptionError, TrainingError, WeightsError
 from styleapp.files import atomic_path, save_rgb, save_tensors
 from styleapp.models import Decoder, Encoder
 from styleapp.models.layers import ReflectConv2d
 from styleapp.models.recorded import Recorded, layout
 from styleapp.options import TrainOptions
 
-__all__ = ["Losses", "Report", "Run", "learning_rate", "new_decoder", "train"]
+__all__ = ["Losses", "Report", "Run", "check_out", "learning_rate", "new_decoder", "train"]
 
 BEFORE = {"upsampling": "nearest", "skips": "", "shifts": False, "freeze": False}
 """What a checkpoint had that is older than these options."""
@@ -237,6 +238,23 @@ class Run(ABC):
         self.step, self.seconds = saved["step"], saved["seconds"]
 
 
+def check_out(out: Path) -> None:
+    """Refuse a place for weights that cannot be written, before any image is read; its folder is made.
+
+    Raises:
+        OptionError: for another suffix than .safetensors.
+        WeightsError: if nothing can be written there.
+    """
+    if out.suffix != ".safetensors":
+        raise OptionError(f"{out}: the name of a file of weights ends with .safetensors")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WeightsError(f"{out}: cannot be written ({error.strerror})") from None
+    if out.is_dir() or not os.access(out.parent, os.W_OK | os.X_OK):
+        raise WeightsError(f"{out}: cannot be written")
+
+
 def train(
     run: Run,
     out: Path,
@@ -265,7 +283,6 @@ def train(
     checkpoint, log = out.with_suffix(".ckpt"), out.with_suffix(".log.jsonl")
     if checkpoint.exists():
         run.resume(checkpoint)
-    out.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as lines:
 
         def record(**entry: Any) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -56,8 +57,18 @@ class TestPlan:
         jobs = make_jobs(photos, ["x/painting.jpg", "the-visit"], "o/{style}/{parent}/{stem}.{ext}")
         names = [j.target.as_posix() for j in jobs]
         assert names == ["o/painting/b.png", "o/the-visit/b.png", "o/painting/er/c.webp", "o/the-visit/er/c.webp"]
-        with pytest.raises(OptionError, match="unknown field 'artist'"):
-            make_jobs(photos, ["a"], "o/{artist}")
+        for pattern, message in (
+            ("o/{artist}", "unknown field 'artist'; there are {stem}"),
+            ("o/{}.png", "unknown field ''"),
+            ("o/{stem.__class__}.png", "unknown field 'stem.__class__'"),
+            ("o/{stem!r}.png", "unknown field 'stem'"),
+            ("o/{stem:>9}.png", "unknown field 'stem'"),
+            ("o/{stem.png", "expected '}'"),
+            ("o/{stem}", "must end with .{ext}, or a format"),
+            ("o/{stem}.{ext}.txt", "must end with .{ext}, or a format"),
+        ):
+            with pytest.raises(OptionError, match=re.escape(message)):
+                make_jobs(photos, ["a"], pattern)
 
     def test_pairs(self):
         photos = [Photo(Path(f"{i}.png"), Path(f"{i}.png")) for i in range(5)]

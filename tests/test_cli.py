@@ -117,6 +117,7 @@ def bad_inputs(photo: Path) -> dict[str, tuple[list[object], int, str]]:
         "same names": ([photo, photo, "-s", "great-wave"], 2, "same name"),
         "device": ([photo, *wave, "--device", "gpu"], 2, "unknown device 'gpu'"),
         "precision": ([photo, *wave, "--precision", "fp8"], 2, "unknown precision 'fp8'"),
+        "pixels": ([photo, *wave, "--max-megapixels", "nan"], 2, "Invalid value for '--max-megapixels'"),
         "no photo": (["", *wave], 2, "CONTENT is empty"),  # a variable of the shell that is not set
         "no style": ([photo, "-s", "", "-o", "out"], 2, "--style is empty"),
         "no such folder": (
@@ -127,7 +128,7 @@ def bad_inputs(photo: Path) -> dict[str, tuple[list[object], int, str]]:
     }
 
 
-@pytest.mark.parametrize("case", range(26))
+@pytest.mark.parametrize("case", range(27))
 def test_bad_input(run, photo, case):
     name, (args, code, message) = list(bad_inputs(photo).items())[case]
     before = {p: p.read_bytes() for p in Path().iterdir()}

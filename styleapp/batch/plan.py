@@ -6,6 +6,7 @@ import glob
 import os
 import random
 import re
+import string
 import sys
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
@@ -170,8 +171,11 @@ def make_jobs(
         suffix: of the results, such as ".png"; that of the photo if empty.
 
     Raises:
-        OptionError: for other ``pairs``, lists of different lengths to zip, or a pattern with another field.
+        OptionError: for other ``pairs``, lists of different lengths to zip, or a pattern with another field or without
+            a format at its end.
     """
+    pattern = out if "{" in out else out.rstrip("/") + "/{parent}/{stem}-{style}.{ext}"
+    _check_pattern(pattern)
     targets: Counter[str] = Counter()
     jobs = []
     for photo, style in _paired(photos, styles, pairs, seed):
@@ -182,13 +186,7 @@ def make_jobs(
             "parent": "/".join(_legal(part) for part in photo.relative.parent.parts),
             "ext": ext.lstrip("."),
         }
-        pattern = out if "{" in out else out.rstrip("/") + "/{parent}/{stem}-{style}.{ext}"
-        try:
-            target = place(pattern.format_map(fields))
-        except (KeyError, IndexError, ValueError) as error:
-            raise OptionError(
-                f"-o {out}: unknown field {error}; there are {{stem}}, {{style}}, {{parent}}, {{ext}}"
-            ) from None
+        target = place(pattern.format_map(fields))
         # Case counts for nothing on some file systems: names that differ in it alone would meet.
         key = _key(target)
         targets[key] += 1
@@ -197,6 +195,21 @@ def make_jobs(
             targets[_key(target)] += 1
         jobs.append(Job(photo.path, style, target))
     return jobs
+
+
+FIELDS = ("stem", "style", "parent", "ext")
+
+
+def _check_pattern(pattern: str) -> None:
+    there = ", ".join(f"{{{field}}}" for field in FIELDS)
+    try:
+        for _, field, form, conversion in string.Formatter().parse(pattern):
+            if field is not None and (field not in FIELDS or form or conversion):
+                raise OptionError(f"-o {pattern}: unknown field {field!r}; there are {there}")
+    except ValueError as error:
+        raise OptionError(f"-o {pattern}: {error}; fields are {there}") from None
+    if not pattern.endswith(".{ext}") and Path(pattern).suffix.lower() not in SUFFIXES:
+        raise OptionError(f"-o {pattern}: must end with .{{ext}}, or a format: {', '.join(SUFFIXES)}")
 
 
 def _key(target: Path) -> str:

@@ -26,7 +26,7 @@ Compile = Annotated[
     bool, typer.Option("--compile", help="Use torch.compile; bench --compile tells what it costs and whether it pays.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-MaxPixels = Annotated[float, typer.Option("--max-megapixels", help="Refuse larger photos and paintings.")]
+MaxPixels = Annotated[float, typer.Option("--max-megapixels", min=0, help="Refuse larger photos and paintings.")]
 
 
 def tell(error: StyleError, photo: str = "") -> int:

@@ -5,8 +5,9 @@ Imports nothing heavy, so that ``styleapp --help`` answers at once.
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from styleapp.errors import OptionError, unknown_name
 
@@ -205,9 +206,19 @@ class TrainOptions:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "pairs", "size"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, value in asdict(self).items():
+            if name in ("steps", "batch_size", "pairs") and value < 1:
+                raise OptionError(f"{name} must be at least 1, got {value}")
+            if name in ("size", "style_size") and value < 16:
+                raise OptionError(f"{name} must be at least 16 pixels, got {value}")
+            if name.endswith("share") and not 0 <= value <= 1:
+                raise OptionError(f"{name} must be from 0 to 1, got {value:g}")
+            if name.endswith(("lr", "weight", "warmup")) and not 0 <= value < math.inf:
+                raise OptionError(f"{name} must be 0 or more, got {value:g}")
+            if name in ("width", "clip") and not 0 < value < math.inf:
+                raise OptionError(f"{name} must be more than 0, got {value:g}")
+        if not 0 <= self.ema < 1:
+            raise OptionError(f"ema must be from 0 to below 1, got {self.ema:g}")
         if self.upsampling not in UPSAMPLINGS:
             raise unknown_name("upsampling", self.upsampling, UPSAMPLINGS)
 

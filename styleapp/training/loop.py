@@ -51,9 +51,16 @@ def learning_rate(step: int, options: TrainOptions) -> float:
 def new_decoder(
     encoder: Encoder, width: float, norm: str = "none", upsampling: str = "nearest", skips: Sequence[str] = ()
 ) -> Decoder:
-    """A decoder of fresh filters, He's initialisation; of what comes in from ``skips`` it makes nothing at first."""
+    """A decoder of fresh filters, He's initialisation; of what comes in from ``skips`` it makes nothing at first.
+
+    Raises:
+        OptionError: for a norm that there is not, or whose groups do not divide the channels.
+    """
     channels = {name: encoder.layer_channels[name] for name in skips}
-    decoder = Decoder(encoder.num_channels, width, norm, upsampling, channels)
+    try:
+        decoder = Decoder(encoder.num_channels, width, norm, upsampling, channels)
+    except ValueError as error:
+        raise OptionError(f"no decoder with norm {norm!r}: {error}") from None
     for name in channels:
         nn.init.zeros_(decoder.get_parameter(f"skip_{name}.weight"))
     for layer in decoder.modules():

@@ -153,6 +153,33 @@ def test_a_training_that_diverges_ends_and_keeps_what_was_saved(folders, tmp_pat
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("steps", 0, "steps must be at least 1, got 0"),
+        ("size", 8, "size must be at least 16 pixels, got 8"),
+        ("lr", float("nan"), "lr must be 0 or more, got nan"),
+        ("lr", float("inf"), "lr must be 0 or more, got inf"),
+        ("warmup", -1, "warmup must be 0 or more, got -1"),
+        ("style_weight", -1.0, "style_weight must be 0 or more, got -1"),
+        ("identity_share", 1.5, "identity_share must be from 0 to 1, got 1.5"),
+        ("mix_share", -0.1, "mix_share must be from 0 to 1, got -0.1"),
+        ("width", 0.0, "width must be more than 0, got 0"),
+        ("clip", 0.0, "clip must be more than 0, got 0"),
+        ("ema", 1.0, "ema must be from 0 to below 1, got 1"),
+    ],
+)
+def test_options_that_cannot_be(option, value, message):
+    with pytest.raises(OptionError, match=message):
+        replace(TINY, **{option: value})
+
+
+@pytest.mark.parametrize(("norm", "message"), [("foo", "unknown norm 'foo'"), ("gn:7", "must be divisible")])
+def test_a_norm_that_cannot_be(folders, tmp_path, norm, message):
+    with pytest.raises(OptionError, match=f"no decoder with norm '{norm}': .*{message}"):
+        train(folders, tmp_path / "d.safetensors", replace(TINY, norm=norm))
+
+
 def test_goes_on_from_a_checkpoint_of_before_0_6(folders, tmp_path, one_step):
     """There the average was that of torch.optim.swa_utils."""
     out, whole = tmp_path / "d.safetensors", tmp_path / "whole.safetensors"

@@ -278,6 +278,12 @@ class TestJournal:
         assert "seconds" in last and any("started" in ln and last["output"] in ln for ln in lines[:-1])
         assert "1 done, 3 done before, 0 failed" in run(*args)[2]
 
+    def test_a_kill_at_the_very_first_line(self, run, tree, tmp_path):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / JOURNAL).write_bytes(b'\n{"input": "phot')
+        assert "0 done in 0.0 s, 0 failed" in run("report", "out")[1]
+        assert "4 done, 0 done before, 0 failed" in run("stylize", tree, "-s", "great-wave", "-o", "out", *SIZE)[2]
+
     def test_two_runs_on_one_output(self, tmp_path):
         with (
             Journal(tmp_path, "s"),

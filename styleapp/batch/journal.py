@@ -152,9 +152,13 @@ def read_journal(path: Path) -> dict[str, dict[str, Any]]:
     """The last record of each output, by :func:`styleapp.batch.plan.output_key`.
 
     Raises:
-        ImageError: if it cannot be read, or is no journal.
+        ImageError: if it cannot be read, or is another file than a journal. (One may have no record: of a run that was
+            killed while it wrote the first.)
     """
-    return {_key(record): record for record in _lines(path)}
+    found = {_key(record): record for record in _lines(path)}
+    if not found and not path.name.startswith(Path(JOURNAL).stem):
+        raise ImageError(f"{path}: is not the journal of a run ({JOURNAL} in the folder of its results)")
+    return found
 
 
 def _key(record: Mapping[str, Any]) -> str:
@@ -166,23 +170,19 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """The records in order, outputs as they are seen from here. Lines that were cut off are ignored.
 
     Raises:
-        ImageError: if it cannot be read, or has lines and none of them is a record.
+        ImageError: if it cannot be read.
     """
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error.strerror})") from None
-    records = 0
     for line in text.splitlines():
         with suppress(ValueError):
             record = json.loads(line)
             if isinstance(record, dict) and isinstance(record.get("output"), str):
-                records += 1
                 if "place" in record:
                     record["output"] = os.path.normpath(path.parent / record["place"])
                 yield record
-    if text.strip() and not records:
-        raise ImageError(f"{path}: is not the journal of a run ({JOURNAL} in the folder of its results)")
 
 
 def summarize(path: Path) -> Summary:

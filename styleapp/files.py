@@ -29,6 +29,7 @@ __all__ = [
     "ANIMATED",
     "PNG_LEVEL",
     "SUFFIXES",
+    "VIDEOS",
     "Animation",
     "atomic_path",
     "check_output",
@@ -63,6 +64,9 @@ _FORMATS = {
 }
 SUFFIXES = tuple(_FORMATS)
 ANIMATED = (".gif", ".webp")
+VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts")
+"""Films, of which :mod:`styleapp.video` knows more."""
+
 _HOLDS_ALPHA = ("PNG", "WEBP", "TIFF", "AVIF", "HEIF")
 _HOLDS_METADATA = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF", "HEIF")
 _LOSSY = ("JPEG", "WEBP", "AVIF", "HEIF")

@@ -40,9 +40,8 @@ from styleapp.weights import sha256
 if TYPE_CHECKING:
     import av
 
-__all__ = ["OUTPUTS", "VIDEOS", "Film", "Smoother", "Stopped", "stylize_frames", "stylize_video"]
+__all__ = ["OUTPUTS", "Film", "Smoother", "Stopped", "stylize_frames", "stylize_video"]
 
-VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts")
 OUTPUTS = (".mp4", ".mov", ".mkv")
 CUT = 0.12
 """Mean difference of two frames, in [0,1] at 16 x 16 pixels, above which they are taken to be of two scenes, if it is

@@ -158,6 +158,13 @@ class TestRun:
             pattern = run("stylize", "photos/*.png", "-s", "great-wave", "-o", out, *SIZE)
             assert pattern[0] == 0 and "0 done, 1 done before" in pattern[2], pattern[2]
 
+    def test_films_are_left_out_and_told(self, run, tree):
+        for name in ("c.MP4", "deep/d.mov", ".hidden.mp4"):
+            (tree / name).touch()
+        code, _, err = run("stylize", tree, "-s", "great-wave", "-o", "out", *SIZE)
+        assert code == 0 and "4 done, 0 done before, 0 failed" in err
+        assert "left out: 2 films, which are named one by one (c.MP4, d.mov)" in err
+
     def test_the_journal_holds_from_any_folder_and_after_a_move(self, run, tree, tmp_path, monkeypatch):
         assert run("stylize", tree, "-s", "great-wave", "-o", "made/out", *SIZE)[0] == 0
         monkeypatch.chdir(tmp_path / "made")

@@ -9,13 +9,13 @@ import re
 import string
 import sys
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 from styleapp.errors import ImageError, OptionError
-from styleapp.files import SUFFIXES, header
+from styleapp.files import SUFFIXES, VIDEOS, header
 
 __all__ = [
     "JOURNAL",
@@ -76,7 +76,9 @@ def place(text: str) -> Path:
     return cast(Path, found)
 
 
-def find_photos(contents: Sequence[str], results: Container[str] = ()) -> list[Photo]:
+def find_photos(
+    contents: Sequence[str], results: Container[str] = (), left_out: Callable[[Path], None] = lambda film: None
+) -> list[Photo]:
     """Files, all that looks like an image in folders (and theirs), matches of glob patterns; "-": lines of stdin.
 
     In the order given, folders sorted, each file once. Links to folders are not followed: a loop would have no end.
@@ -85,6 +87,7 @@ def find_photos(contents: Sequence[str], results: Container[str] = ()) -> list[P
 
     Args:
         results: absolute paths of further ones, which are left out where they were not named one by one.
+        left_out: called with each film in a folder: films are named one by one.
 
     Raises:
         ImageError: for what does not exist, matches nothing, or is a folder without an image.
@@ -98,7 +101,7 @@ def find_photos(contents: Sequence[str], results: Container[str] = ()) -> list[P
             if not photos:
                 raise ImageError("-: no path came in on standard input, one on each line")
         elif path.is_dir():
-            images = [p for p in _images_in(path) if output_key(p) not in results]
+            images = [p for p in _images_in(path, left_out) if output_key(p) not in results]
             photos = [Photo(p, Path(str(p.relative_to(path)))) for p in images]
             if not photos:
                 raise ImageError(f"{content}: has no image in it (known: {', '.join(SUFFIXES)})")
@@ -142,7 +145,7 @@ def output_key(path: Path) -> str:
     return os.path.abspath(path) if isinstance(path, Path) else str(path)  # noqa: PTH100 - Path's own keeps ".."
 
 
-def _images_in(folder: Path) -> Iterator[Path]:
+def _images_in(folder: Path, left_out: Callable[[Path], None] = lambda film: None) -> Iterator[Path]:
     if not isinstance(folder, Path):
         for path in sorted(folder.rglob("*"), key=str):
             if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
@@ -154,8 +157,11 @@ def _images_in(folder: Path) -> Iterator[Path]:
             continue
         folders.sort()
         for name in sorted(names):
-            if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
-                yield Path(at) / name
+            path = Path(at) / name
+            if path.suffix.lower() in SUFFIXES and not name.startswith("."):
+                yield path
+            elif path.suffix.lower() in VIDEOS and not name.startswith("."):
+                left_out(path)
 
 
 def make_jobs(

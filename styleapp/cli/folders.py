@@ -43,8 +43,8 @@ class Wanted:
         return self.out.split("{", maxsplit=1)[0].rpartition("/")[0] or "."
 
 
-def plan_of(wanted: Wanted, many: BatchOptions) -> list[Job]:
-    """The jobs.
+def plan_of(wanted: Wanted, many: BatchOptions, left_out: Callable[[Path], None] = lambda film: None) -> list[Job]:
+    """The jobs; ``left_out`` is called with each film in a folder, which makes none.
 
     Raises:
         OptionError: for an output or a format that does not fit.
@@ -61,7 +61,8 @@ def plan_of(wanted: Wanted, many: BatchOptions) -> list[Job]:
     suffix = f".{wanted.fmt.lower().lstrip('.')}" if wanted.fmt else ""
     if suffix and suffix not in SUFFIXES:
         raise OptionError(f"--format: unknown format {wanted.fmt!r}; choices: {', '.join(s[1:] for s in SUFFIXES)}")
-    photos, styles = find_photos(wanted.content, journal_at(wanted).keys()), find_styles(wanted.style)
+    photos = find_photos(wanted.content, journal_at(wanted).keys(), left_out)
+    styles = find_styles(wanted.style)
     return make_jobs(photos, styles, wanted.out, pairs=many.pairs or "all", seed=many.seed, suffix=suffix)
 
 
@@ -79,7 +80,11 @@ def stylize_many(wanted: Wanted, settings: Settings, many: BatchOptions, *, dry_
     from styleapp.batch import Journal, place, stopping
     from styleapp.batch.plan import output_key
 
-    jobs = plan_of(wanted, many)
+    films: list[Path] = []
+    jobs = plan_of(wanted, many, films.append)
+    if films:
+        some = ", ".join(film.name for film in films[:3]) + (", …" if len(films) > 3 else "")
+        stderr.print(f"left out: {len(films)} films, which are named one by one ({some})", markup=False)
     if many.retry_failed:
         failed = {key for key, record in journal_at(wanted).items() if "error" in record}
         jobs = [job for job in jobs if output_key(job.target) in failed]

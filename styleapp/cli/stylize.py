@@ -170,9 +170,8 @@ def stylize_named(
     smooth: float,
 ) -> None:
     """Photos and films that are named one by one, with all controls."""
-    from styleapp.files import check_output
+    from styleapp.files import VIDEOS, check_output
     from styleapp.process import tune_process
-    from styleapp.video import VIDEOS
 
     style, options = wanted.style, settings.options
     names = [*style, *(name for _, name, _ in regions)]
@@ -368,8 +367,8 @@ def parse_weights(text: str, count: int) -> list[float]:
 
 def output_path(photo: Path, styles: list[str], out: Path | None, *, several: bool, fmt: str = "") -> Path:
     """Where the stylized ``photo`` goes: ``out`` itself, or photo-style.suffix in the folder ``out``."""
-    from styleapp.files import SUFFIXES
-    from styleapp.video import OUTPUTS, VIDEOS
+    from styleapp.files import SUFFIXES, VIDEOS
+    from styleapp.video import OUTPUTS
 
     suffix = photo.suffix if photo.suffix.lower() in (*SUFFIXES, *OUTPUTS) else ".png"
     if photo.suffix.lower() in VIDEOS and suffix == ".png":

@@ -234,7 +234,7 @@ class TestSaving:
         check_output(tmp_path / "there.png", overwrite=True)
         with pytest.raises(ImageError, match="output folder does not exist"):
             check_output(tmp_path / "no" / "a.png")
-        with pytest.raises(OptionError, match=r"unknown image format ''"):
+        with pytest.raises(OptionError, match=r"no folder, and no file with a format in its name"):
             check_output(tmp_path / "a")
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from styleapp.cli import app
+from styleapp.cli import main
 
 if __name__ == "__main__":
-    app(["web", *sys.argv[1:]])
+    main(["web", *sys.argv[1:]])

@@ -140,6 +140,19 @@ def test_bad_input(run, photo, case):
     assert {p: p.read_bytes() for p in Path().iterdir()} == before, name
 
 
+def test_threads_do_not_wait_for_work_for_long(run, monkeypatch):
+    """Unless the user has said how."""
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert run("--version")[0] == 0 and os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert run("--version")[0] == 0 and "GOMP_SPINCOUNT" not in os.environ
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert run("--version")[0] == 0 and os.environ["GOMP_SPINCOUNT"] == "1000"
+    code = "import styleapp.cli, sys; assert 'torch' not in sys.modules"  # it would be too late
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_frames_that_are_left_out_are_told(run, photo, tmp_path):
     frames = [noise(32, 40, seed=i) for i in range(3)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=50)

@@ -37,7 +37,7 @@ app.add_typer(weights_app, name="weights")
 
 
 SPINS = 1000
-"""How often a thread of OpenMP looks for work before it sleeps, some 50 µs; GCC's own are 300,000 times. While another
+"""How often a thread of OpenMP looks for work before it sleeps; of itself GCC's does so 300,000 times. While another
 program is at work they keep each other from the cores: small photos took ten times as long beside a training."""
 
 

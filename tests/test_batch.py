@@ -67,8 +67,9 @@ class TestPlan:
             ("o/{stem}", "must end with .{ext}, or a format"),
             ("o/{stem}.{ext}.txt", "must end with .{ext}, or a format"),
         ):
-            with pytest.raises(OptionError, match=re.escape(message)):
+            with pytest.raises(OptionError, match=re.escape(message)) as told:
                 make_jobs(photos, ["a"], pattern)
+            assert str(told.value).count(pattern) == 1
 
     def test_pairs(self):
         photos = [Photo(Path(f"{i}.png"), Path(f"{i}.png")) for i in range(5)]

@@ -209,11 +209,12 @@ FIELDS = ("stem", "style", "parent", "ext")
 def _check_pattern(pattern: str) -> None:
     there = ", ".join(f"{{{field}}}" for field in FIELDS)
     try:
-        for _, field, form, conversion in string.Formatter().parse(pattern):
-            if field is not None and (field not in FIELDS or form or conversion):
-                raise OptionError(f"-o {pattern}: unknown field {field!r}; there are {there}")
+        parts = list(string.Formatter().parse(pattern))
     except ValueError as error:
         raise OptionError(f"-o {pattern}: {error}; fields are {there}") from None
+    for _, field, form, conversion in parts:
+        if field is not None and (field not in FIELDS or form or conversion):
+            raise OptionError(f"-o {pattern}: unknown field {field!r}; there are {there}")
     if not pattern.endswith(".{ext}") and Path(pattern).suffix.lower() not in SUFFIXES:
         raise OptionError(f"-o {pattern}: must end with .{{ext}}, or a format: {', '.join(SUFFIXES)}")
 

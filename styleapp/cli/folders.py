@@ -61,7 +61,8 @@ def plan_of(wanted: Wanted, many: BatchOptions, left_out: Callable[[Path], None]
     suffix = f".{wanted.fmt.lower().lstrip('.')}" if wanted.fmt else ""
     if suffix and suffix not in SUFFIXES:
         raise OptionError(f"--format: unknown format {wanted.fmt!r}; choices: {', '.join(s[1:] for s in SUFFIXES)}")
-    photos = find_photos(wanted.content, journal_at(wanted).keys(), left_out)
+    made = {key for key, record in journal_at(wanted).items() if "error" not in record}  # what was refused is a user's
+    photos = find_photos(wanted.content, made, left_out)
     styles = find_styles(wanted.style)
     return make_jobs(photos, styles, wanted.out, pairs=many.pairs or "all", seed=many.seed, suffix=suffix)
 

@@ -19,7 +19,18 @@ from styleapp.controls import Layer, Mask, Matching, Window, weights_of
 from styleapp.errors import OptionError
 from styleapp.images import Picture, quantized, unit
 from styleapp.models import StyleCode, Stylizer, unshifted
-from styleapp.passes import Content, Norms, Passes, Seen, Steady, Transform, measure_content, pooled, transform
+from styleapp.passes import (
+    Content,
+    Norms,
+    Passes,
+    Seen,
+    Steady,
+    Transform,
+    in_units,
+    measure_content,
+    pooled,
+    transform,
+)
 from styleapp.tiles import Note, Plan, cells_of, each, windows
 
 __all__ = ["Content", "Progress", "brightness", "measure_content", "render"]
@@ -114,7 +125,10 @@ def render(
             raise OptionError("a conditional network takes codes, not the features of a painting")
         (_, bottleneck), *inside = layer.style.split(stylizer.norms).items()
         first = transform(unshifted(bottleneck), content, matching, stylizer.eps)
-        norms = Norms(stylizer, picture, first, dict(inside), *steady[k : k + 1])
+        int8 = stylizer.int8_decoder(layer.style) if picture.pixels.dtype == torch.uint8 else None
+        if int8 is not None:
+            first = in_units(int8, stylizer.encoder.last, content.moments)
+        norms = Norms(stylizer, picture, first, dict(inside), *steady[k : k + 1], int8=int8)
         passes = Passes(stylizer, norms, plan, seen)
         _paint(passes, shares_of, slice(k, k + 1), luma, out if k else picture.pixels, out, note, done)
     return replace(picture, pixels=out)

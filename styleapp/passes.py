@@ -19,7 +19,7 @@ from styleapp.disk import scratch_array
 from styleapp.errors import OptionError
 from styleapp.images import Picture, unit
 from styleapp.memory import is_out_of_memory
-from styleapp.models import StyleCode, Stylizer, code_from_moments
+from styleapp.models import Int8Decoder, StyleCode, Stylizer, code_from_moments
 from styleapp.models.decoder import Skips
 from styleapp.norms import Moments, efdm, merge, moments, normalize, pool_moments, weighted_moments
 from styleapp.tiles import Note, Plan, cells_of, each, halo_of, layer_bytes, windows
@@ -31,6 +31,7 @@ __all__ = [
     "Seen",
     "Steady",
     "Transform",
+    "in_units",
     "measure_content",
     "pooled",
     "shared_moments",
@@ -155,7 +156,7 @@ def shared_moments(
     image = torch.cat([picture.rgb for picture in pictures]).to(next(stylizer.parameters()).device)
     exact = any(picture.pixels.dtype != torch.uint8 for picture in pictures)
     features, skips = stylizer.encode(image.contiguous(memory_format=torch.channels_last), exact=exact)
-    stylizer.restyled(features, code, skips=skips, seen=seen)
+    stylizer.restyled(features, code, skips=skips, seen=seen, exact=exact)
     return found
 
 
@@ -211,6 +212,7 @@ class Norms:
         inside: the codes of those in the decoder, by the names of their layers.
         steady: what is taken for the moments of these.
         shifts: what the convolutions of the decoder get besides in a window.
+        int8: the decoder in integers for these codes, where it is to be taken; ``first`` is its norm then too.
     """
 
     def __init__(
@@ -222,7 +224,9 @@ class Norms:
         steady: Steady = lambda name, found: found,
         *,
         shifts: Callable[[Window], Mapping[str, Tensor]] = lambda w: {},
+        int8: Int8Decoder | None = None,
     ) -> None:
+        self.int8 = int8
         self.decoder = stylizer.decoder
         self.eps = stylizer.eps
         self.strides = stylizer.decoder.strides
@@ -242,7 +246,10 @@ class Norms:
     def settle(self, name: str, found: Moments) -> None:
         """These are the moments of the whole input of the norm ``name``."""
         found = self.steady(name, Moments(found.count, found.mean.float(), found.var.float()))
-        self.settled[name] = transform(self.codes[name], Content(found), Matching(), self.eps)
+        if self.int8 is not None:
+            self.settled[name] = in_units(self.int8, name, found)
+        else:
+            self.settled[name] = transform(self.codes[name], Content(found), Matching(), self.eps)
 
     def decoded(self, x: Tensor, w: Window, skips: Skips, until: str | None = None, after: str | None = None) -> Tensor:
         """A window through the norms and the decoder, up to the input of the norm ``until``.
@@ -260,6 +267,8 @@ class Norms:
 
         if after is None:
             x = self.first(x, w)
+        if self.int8 is not None:
+            return self.int8(x, norm, until, after, skips)
         result: Tensor = self.decoder(x, norm if self.codes else None, until, after, skips, self.shifts(w))
         return result
 
@@ -451,6 +460,11 @@ def transform(style: StyleCode | Tensor, content: Content, matching: Matching, e
     matrix = COVARIANCE[matching.kind](content.covariance, covariance).float()
     mean, target = content.moments.mean.flatten(2), target.float()
     return lambda x, w: (matrix @ (x.float().flatten(2) - mean) + target).view(x.shape).to(x.dtype)
+
+
+def in_units(decoder: Int8Decoder, norm: str, m: Moments) -> Transform:
+    """A norm with these moments, whose result are the whole numbers that the decoder takes."""
+    return lambda x, w: decoder.normed(norm, x, m)
 
 
 def pooled(share: Tensor, stride: int, size: Sequence[int]) -> Tensor:

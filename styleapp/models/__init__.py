@@ -2,6 +2,7 @@
 
 from styleapp.models.decoder import Decoder
 from styleapp.models.int8 import Int8Encoder
+from styleapp.models.int8_decoder import Int8Decoder
 from styleapp.models.predictor import CodePredictor, ShiftPredictor
 from styleapp.models.stylizer import StyleCode, Stylizer, code_from_moments, unshifted
 from styleapp.models.transformer import TransformerNet
@@ -12,6 +13,7 @@ __all__ = [
     "CodePredictor",
     "Decoder",
     "Encoder",
+    "Int8Decoder",
     "Int8Encoder",
     "ShiftPredictor",
     "StyleCode",

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from styleapp.kernels import Border
 from styleapp.models.int8 import add_int8_conv2d, int8_conv2d
-from styleapp.models.layers import UPSAMPLINGS, ReflectConv2d, Ringed, convolves, relu_ringed, takes_ring
+from styleapp.models.layers import UPSAMPLINGS, ReflectConv2d, Ringed, convolves, extended, relu_ringed, takes_ring
 from styleapp.models.vgg import STYLE_LAYERS
 from styleapp.norms import BatchNorm, make_norm
 
@@ -241,27 +241,27 @@ class Decoder(nn.Module):
             if not even:
                 x = x + shifts[name].to(x.dtype)
             if name in self.skips:
-                x = self._with(x, self.skips[name], skips or {})
+                x = self.with_skip(x, self.skips[name], skips or {})
             if last:
                 break
             found = x if at_once else relu(name, x)
         return x
 
-    def _with(self, x: Tensor, layer: str, skips: Skips) -> Tensor:
+    def with_skip(self, x: Tensor, layer: str, skips: Skips) -> Tensor:
         """``x``, changed in place, and what comes in from a layer of the encoder."""
         if layer not in skips:
             raise ValueError(f"this decoder sees {', '.join(self.skips.values())} of the photo too: {layer} is missing")
         features = skips[layer]
+        beyond = x.shape[3] - features.shape[3], x.shape[2] - features.shape[2]  # features reach to a multiple of 8
         if features.dtype == torch.uint8:
-            features = features.contiguous(memory_format=torch.channels_last)
-            if x.shape[0] == len(features) and x.shape[2:] == features.shape[2:]:
+            features = extended(features, *reversed(beyond)).contiguous(memory_format=torch.channels_last)
+            if x.shape[0] == len(features):
                 return add_int8_conv2d(x, features, *self.int8_skips[layer])
             y = int8_conv2d(features, *self.int8_skips[layer], None, x.dtype, "none")
         else:
             y = self.get_submodule(f"skip_{layer}")(features.to(x.dtype))
-        beyond = (0, x.shape[3] - y.shape[3], 0, x.shape[2] - y.shape[2])  # features reach to a multiple of 8
-        if torch.compiler.is_exporting() or any(beyond):  # a graph is for any size
-            y = F.pad(y, beyond, mode="replicate")
+            if torch.compiler.is_exporting() or any(beyond):  # a graph is for any size
+                y = F.pad(y, (0, beyond[0], 0, beyond[1]), mode="replicate")
         x += y if y.shape[0] == x.shape[0] else y.repeat(x.shape[0] // y.shape[0], 1, 1, 1)
         return x
 

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from styleapp.models.layers import max_pool2x2, padded
+from styleapp.models.layers import extended, max_pool2x2, padded
 from styleapp.models.vgg import Encoder
 
 __all__ = ["Int8Encoder", "add_int8_conv2d", "int8_conv2d", "packed", "works"]
@@ -74,7 +74,7 @@ class Int8Encoder:
         found: list[Tensor] = []
         for name in self.names:
             if name == "M":
-                x = max_pool2x2(_even(x))
+                x = max_pool2x2(extended(x, x.shape[2] % 2, x.shape[3] % 2))  # "ceil mode"
                 continue
             layer = name.replace("conv", "relu")
             x = int8_conv2d(padded(x, "reflect"), *self._convs[name], dtype if layer == self.last else torch.uint8)
@@ -152,11 +152,3 @@ def works() -> bool:
         return bool((whole == 255).all() and (y - 256).abs().max() < 1e-3)
     except (AttributeError, RuntimeError):
         return False
-
-
-def _even(x: Tensor) -> Tensor:
-    """With the last row and column once more where their count is odd: pooling in ceil mode is then pooling."""
-    for dim in (2, 3):
-        if x.shape[dim] % 2:
-            x = torch.cat([x, x.narrow(dim, x.shape[dim] - 1, 1)], dim)
-    return x

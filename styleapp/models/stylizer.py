@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from styleapp.models.decoder import Decoder, Skips
 from styleapp.models.int8 import Int8Encoder
+from styleapp.models.int8_decoder import Int8Decoder
 from styleapp.models.predictor import CodePredictor, ShiftPredictor
 from styleapp.models.refine import refined
 from styleapp.models.vgg import STYLE_LAYERS, Encoder, by_layer
@@ -27,6 +28,10 @@ on disk by the version of StyleApp: change these only with it.
 
 TOLD_REFINEMENT = {"lr": 0.035, "style_weight": 2.0, "damping": 1.5, "grid_weight": 60.0}
 """The same of what an AdaIN decoder is told; with more of the probe's style loss to gain, it would draw meshes."""
+
+
+KEPT_DECODERS = 8
+"""For how many codes a decoder in integers is kept; each takes about 4 MB."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +150,7 @@ class Stylizer(nn.Module):
         self.predictor = predictor
         self.shifts = shifts
         self.int8: Int8Encoder | None = None
+        self._int8_decoders: dict[bytes, Int8Decoder] = {}
 
     @property
     def norms(self) -> dict[str, int]:
@@ -257,11 +263,31 @@ class Stylizer(nn.Module):
         weights = {layer: self.decoder.get_parameter(f"skip_{layer}.weight") for layer in self.decoder.skips.values()}
         self.decoder.int8_skips = {layer: encoder.projection(layer, weight) for layer, weight in weights.items()}
 
+    def int8_decoder(self, code: StyleCode) -> Int8Decoder | None:
+        """The decoder in integers for a code: of one style, of a network with norms inside, as :attr:`int8`.
+
+        None where there is none, and where the weights are not in float32: bfloat16 in hardware is about as quick.
+        What was made for the last codes is kept.
+        """
+        quick = self.int8 is not None and next(self.decoder.parameters()).dtype == torch.float32
+        fits = self.conditional and self.decoder.upsampling == "bilinear" and code.gamma.numel() == self.code_channels
+        if not quick or not fits:
+            return None
+        key = torch.cat([code.gamma, code.beta]).detach().numpy().tobytes()
+        found = self._int8_decoders.get(key)
+        if found is None:
+            parts = {name: (part.gamma, part.beta) for name, part in code.split(self.norms).items()}
+            found = Int8Decoder.of(self.decoder, parts, self.eps)
+            if len(self._int8_decoders) >= KEPT_DECODERS:
+                self._int8_decoders.clear()
+            self._int8_decoders[key] = found
+        return found.seen_by(self.decoder)
+
     def with_detail(self, detail: float) -> Stylizer:
         """One whose decoder is :meth:`Decoder.with_detail`, for the same codes."""
         decoder = self.decoder.with_detail(detail)
         other = Stylizer(self.encoder, decoder, self.eps, conditional=self.conditional, predictor=self.predictor)
-        other.int8 = self.int8
+        other.int8, other._int8_decoders = self.int8, self._int8_decoders
         return other.train(self.training)
 
     def tried(self, code: StyleCode) -> StyleCode:
@@ -312,15 +338,24 @@ class Stylizer(nn.Module):
         alpha: float | Tensor = 1.0,
         skips: Skips | None = None,
         seen: Callable[[str, Tensor], Moments] | None = None,
+        *,
+        exact: bool = True,
     ) -> Tensor:
         """Features through every norm and the decoder: a picture, in the dtype of the weights.
 
         Args:
             seen: the moments that a norm, given by its name, takes for its input; None for those that it has.
+            exact: not by :meth:`int8_decoder`, which is for ``alpha`` 1.
         """
         codes = code.split(self.parts)
         first, *inside = self.norms
-        if inside and isinstance(alpha, (int, float)) and alpha == 1:
+        full = inside and isinstance(alpha, (int, float)) and alpha == 1
+        if full and not exact:
+            each = [StyleCode(*part) for part in zip(code.gamma.split(1), code.beta.split(1), strict=True)]
+            decoders = [found for one in each if (found := self.int8_decoder(one)) is not None]
+            if len(decoders) == len(each):
+                return self._in_integers(features, decoders, skips or {}, seen)
+        if full:
             codes[first] = unshifted(codes[first])
 
         def norm(name: str, x: Tensor) -> Tensor:
@@ -329,6 +364,26 @@ class Stylizer(nn.Module):
         told = self.told(codes, alpha)
         picture: Tensor = self.decoder(norm(first, features), norm if inside else None, skips=skips, shifts=told)
         return picture
+
+    def _in_integers(
+        self,
+        features: Tensor,
+        decoders: Sequence[Int8Decoder],
+        skips: Skips,
+        seen: Callable[[str, Tensor], Moments] | None,
+    ) -> Tensor:
+        """:meth:`restyled` by one decoder for all photos, or one for each."""
+
+        def decoded(decoder: Int8Decoder, x: Tensor, skips: Skips) -> Tensor:
+            def norm(name: str, x: Tensor) -> Tensor:
+                return decoder.normed(name, x, moments(x) if seen is None else seen(name, x))
+
+            return decoder(norm(self.encoder.last, x), norm, skips=skips)
+
+        if len(decoders) == 1:
+            return decoded(decoders[0], features, skips)
+        parts = enumerate(zip(decoders, features.split(1), strict=True))
+        return torch.cat([decoded(d, x, {name: f[i : i + 1] for name, f in skips.items()}) for i, (d, x) in parts])
 
     def forward(
         self,
@@ -348,11 +403,11 @@ class Stylizer(nn.Module):
 
         With norms inside the decoder: y = (1 - α) · image + α · S, with S the picture at full strength, clamped to
         [0,1] where α < 1. See :func:`styleapp.engine.render`. ``seen`` is as for :meth:`restyled`,
-        ``exact`` as for :meth:`features`.
+        ``exact`` as for :meth:`features` and :meth:`restyled`.
         """
         features, skips = self.encode(image, exact=exact)
         if self.conditional:
-            picture = self.stylized(features, code, image, 1, skips, seen)
+            picture = self.stylized(features, code, image, 1, skips, seen, exact=exact)
             return picture if alpha == 1 else image + alpha * (picture.clamp(0, 1) - image)
         picture = self.stylized(features, code, image, alpha, skips, seen)
         if alpha < 1:
@@ -367,9 +422,11 @@ class Stylizer(nn.Module):
         alpha: float | Tensor = 1.0,
         skips: Skips | None = None,
         seen: Callable[[str, Tensor], Moments] | None = None,
+        *,
+        exact: bool = True,
     ) -> Tensor:
         """Features through every norm and the decoder, float32, of the size of ``like``."""
-        return _cut(self.restyled(features, code, alpha, skips, seen), like)
+        return _cut(self.restyled(features, code, alpha, skips, seen, exact=exact), like)
 
     def decode(self, features: Tensor, like: Tensor, skips: Skips | None = None) -> Tensor:
         """Features to a picture without any norm, float32, of the size of ``like``."""

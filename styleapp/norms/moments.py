@@ -40,8 +40,8 @@ def moments(x: Tensor, over: Sequence[int] = (2, 3)) -> Moments:
 
     Computed in float32, or float64 if ``x`` is that, whatever the dtype of ``x``, by the corrected
     two-pass formula (Chan, Golub and LeVeque 1983, eq. 1.7): large means lose no accuracy. Half precision takes
-    shorter ways: on a GPU one pass does; where gradients are off, instance moments on a CPU are two-pass too, in parts
-    that are merged, and the number of threads changes no digit of them.
+    one pass on a GPU. Where gradients are off, instance moments of channels_last images on a CPU are those of parts
+    that are merged, of the same formula, and the number of threads changes no digit of them.
 
     Args:
         x: any shape; (N, C, H, W) with ``over=(2, 3)`` gives the instance moments, (N, C, 1, 1).
@@ -54,10 +54,12 @@ def moments(x: Tensor, over: Sequence[int] = (2, 3)) -> Moments:
     count = math.prod([x.shape[dim] for dim in over])
     if not over or count == 0:
         raise ValueError(f"moments need at least one element, got shape {tuple(x.shape)} over {over}")
-    if x.dtype in (torch.bfloat16, torch.float16) and not torch.is_grad_enabled():
-        if x.device.type != "cpu":
+    if not torch.is_grad_enabled():
+        half = x.dtype in (torch.bfloat16, torch.float16)
+        if half and x.device.type != "cpu":
             return _single_pass_moments(x, over)
-        if x.dim() == 4 and over == (2, 3):
+        in_parts = x.dim() == 4 and over == (2, 3) and x.device.type == "cpu"
+        if in_parts and (half or (x.dtype == torch.float32 and x.stride(1) == 1)):
             return _instance_moments(x)
     mean, var = _MeanVar.apply(x, over)
     return Moments(count, mean, var)
@@ -81,7 +83,7 @@ def _instance_moments(x: Tensor) -> Moments:
 
 
 def _sample_moments(x: Tensor, most: int = 2**20) -> Moments:
-    """Of one sample (C, H, W): two passes over parts of about ``most`` numbers, that stay in the cache as float32.
+    """Of one sample (C, H, W): passes over parts of about ``most`` numbers, that stay in the cache as float32.
 
     A part is some rows, in eight blocks for threads to share. torch adds up a block in one order, whatever the number
     of threads is; the statistics of its batch norm take half the time, but their last digit depends on that number.
@@ -95,7 +97,10 @@ def _sample_moments(x: Tensor, most: int = 2**20) -> Moments:
         found = wide[: len(part)].copy_(part).view(math.gcd(count, 8), -1, channels)
         mean = found.mean(1).mean(0)
         centred = found.sub_(mean)
-        parts.append(Moments(count, mean, centred.mul_(centred).mean(1).mean(0)))
+        # What rounding left in the mean; half precision has lost more of x.
+        rest = centred.mean(1).mean(0) if x.dtype == torch.float32 else torch.zeros(())
+        var = centred.mul_(centred).mean(1).mean(0) - rest.square()
+        parts.append(Moments(count, mean + rest, var.clamp_min_(0)))
     return merge(*parts)
 
 

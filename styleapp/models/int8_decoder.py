@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -156,10 +157,13 @@ def _kernel(decoder: Decoder, name: str, unit: Tensor, upsampled: bool, lowest: 
     """Of a convolution of whole numbers in these units, (1, C, 1, 1), where ``lowest`` stands for 0."""
     weight = decoder.get_parameter(f"{name}.weight").float() * unit
     bias = decoder.get_parameter(f"{name}.bias").float() if name == decoder.names[-1] else None  # a norm takes it away
-    if upsampled:
-        weight = subpixel_kernels(weight, decoder.upsampling).unflatten(0, (4, -1)).transpose(0, 1).flatten(0, 1)
-    step = weight.abs().amax((1, 2, 3), keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny) / 127
-    whole = (weight / step).round()
+    step = weight.abs().amax((1, 2, 3), keepdim=True)
+    if upsampled:  # one step for the four kernels of a channel
+        weight = subpixel_kernels(weight, decoder.upsampling).unflatten(0, (4, -1)).transpose(0, 1)
+        step = weight.abs().amax((1, 2, 3, 4), keepdim=True).expand(-1, 4, -1, -1, -1).flatten(0, 1)
+        weight = weight.flatten(0, 1)
+    step = step.clamp_min(torch.finfo(weight.dtype).tiny) / 127
+    whole = _rounded(weight / step)
     channels = len(weight)
     if bias is not None:  # of the picture nothing is taken away: it gets what rounding lost of its weights besides
         rest = ((weight / step - whole) * 254).round()
@@ -171,3 +175,22 @@ def _kernel(decoder: Decoder, name: str, unit: Tensor, upsampled: bool, lowest: 
     if lowest:
         bias = -lowest * step * whole.sum((1, 2, 3))
     return _Kernel(packed(whole.to(torch.int8), step), step, bias, channels, upsampled)
+
+
+def _rounded(weight: Tensor) -> Tensor:
+    """To whole numbers whose sum over the taps of a kernel, (O, C, 3, 3), is the nearest to that of ``weight``.
+
+    Those with the largest remainders are rounded up. So what is the same everywhere stays so: the four kernels behind
+    upsampling have the same sums, and rounded each for itself they draw a weave where a picture is calm.
+    """
+    taps = weight.flatten(2).movedim(2, 0).contiguous()
+    down = taps.floor()
+    rest = taps - down
+    up = taps.sum(0).round() - down.sum(0)
+    larger = torch.zeros(taps.shape, dtype=torch.uint8)
+    """How many of the others are rounded up before."""
+    for i, j in itertools.combinations(range(len(taps)), 2):
+        first = rest[i] >= rest[j]
+        larger[j] += first
+        larger[i] += first.logical_not_()
+    return (down + (larger < up.round())).movedim(0, 2).reshape(weight.shape)

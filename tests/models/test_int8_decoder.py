@@ -13,6 +13,7 @@ from styleapp.files import read_image
 from styleapp.images import Picture
 from styleapp.models import Decoder, Encoder, Int8Decoder, StyleCode, Stylizer
 from styleapp.models.int8 import Int8Encoder
+from styleapp.models.int8_decoder import _rounded
 from styleapp.norms import EPS, Moments, moments
 from styleapp.options import Options
 from styleapp.pipeline import StyleTransfer
@@ -149,6 +150,36 @@ def test_of_a_picture_of_one_colour_nothing_is_made_that_is_not_there(stylizer, 
     seen = moments(features)
     no_spread = Moments(seen.count, seen.mean, torch.zeros_like(seen.var))
     assert (found.normed("relu4_1", features, no_spread) - 32.0).abs().max() <= 1  # what rounding leaves, by sqrt(ε)
+
+
+@torch.inference_mode()
+def test_what_is_the_same_everywhere_stays_so(stylizer, code):
+    """Rounded each for itself, the four kernels behind upsampling draw a weave into a clear sky."""
+    found, seen = of(stylizer, code), {}
+    features, skips = stylizer.encode(smooth(1, 40, 40))
+
+    def of_a_photo(name, x):
+        seen[name] = moments(x)
+        return found.normed(name, x, seen[name])
+
+    def norm(name, x):
+        return found.normed(name, x, seen[name])
+
+    found(of_a_photo("relu4_1", features), of_a_photo, skips=skips)
+    calm = {name: f[..., 3:4, 3:4].expand(f.shape) for name, f in skips.items()}
+    first = norm("relu4_1", features[..., 2:3, 2:3].expand(features.shape))
+    for name in [*stylizer.decoder.hidden, None]:
+        y = found(first, norm, until=name, skips=calm)
+        torch.testing.assert_close(y, y[..., :1, :1].expand(y.shape), atol=1e-5, rtol=0)
+
+
+@given(st.integers(0, 10**6), st.floats(5, 60))
+def test_rounding_keeps_the_sum_of_a_kernel(seed, scale):
+    weight = torch.randn(3, 5, 3, 3, generator=torch.Generator().manual_seed(seed)) * scale
+    whole = _rounded(weight)
+    assert torch.equal(whole, whole.round()) and float((whole - weight).abs().max()) < 1
+    assert float((whole - weight).sum((2, 3)).abs().max()) <= 0.5 + 1e-4
+    assert float((whole - weight).square().mean()) < 1.4 * float((weight.round() - weight).square().mean())
 
 
 def test_only_bilinear(stylizer, code):

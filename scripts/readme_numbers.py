@@ -45,7 +45,6 @@ def ratios_to_peers(bench: dict[str, Any]) -> dict[str, dict[int, float]]:
 
 def speed() -> list[Row]:
     cpu, exact, [compiled] = load("cpu"), load("cpu_bf16"), load("compile")["compiled"]
-    other = load("cpu_epyc")
     rows: list[Row] = []
     by = {(t["name"], t["size"]): t for t in cpu["timings"]}
     for size in (512, 1024):
@@ -53,10 +52,13 @@ def speed() -> list[Row]:
         for name, which in (("stylize", "AdaIN"), ("stylize, cin", "CIN")):
             seconds = seconds_of(by[name, size]["median"])
             rows.append((f"`stylize` of a PIL image, {which}, {size} × {size}", seconds, BENCH))
-    there = {t["name"]: seconds_of(t["median"]) for t in other["timings"] if t["size"] == 512}
-    text = ", ".join(there[name] for name in ("network", "stylize", "stylize, cin"))
-    what = f"on two cores of an {other['machine']['device']} without AMX, {other['matmul_tflops']:.2f} TFLOP/s"
-    rows.append((f"the same three {what}, {other['date'][:10]}, 512 × 512", text, BENCH_OF_TWO_SIZES))
+    for file, command in {"cpu_epyc": BENCH_OF_TWO_SIZES, "cpu_vnni": BENCH}.items():
+        other = load(file)
+        there = {t["name"]: seconds_of(t["median"]) for t in other["timings"] if t["size"] == 512}
+        text = ", ".join(there[name] for name in ("network", "stylize", "stylize, cin"))
+        where = f"{other['machine']['device']} ({other['machine']['instructions']})"
+        what = f"on two cores of an {where}, {other['matmul_tflops']:.2f} TFLOP/s"
+        rows.append((f"the same three {what}, {other['date'][:10]}, 512 × 512", text, command))
     plain = {t["name"]: t for t in exact["timings"] if t["size"] == 512}
     seconds = ", ".join(seconds_of(plain[name]["median"]) for name in ("network", "stylize", "stylize, cin"))
     without = f"{BENCH_OF_TWO_SIZES} --precision bf16"
@@ -128,9 +130,15 @@ def fidelity() -> list[Row]:
     for key, name in (("bf16", "bfloat16"), ("int8", "int8")):
         names[f"{key}_against_fp32_psnr"] = f"{name} against float32"
         names[f"{key}_with_its_own_code_psnr"] = f"{name} against float32, each with the code that it found"
-    for key, name in names.items():
-        text = f"{found[key]['least']:.1f} dB at least, {found[key]['median']:.0f} dB in the median"
-        rows.append((f"{name}, {found['pairs']} pairs at {found['size']} px", text, found["command"]))
+    without = "int8 on a CPU without bfloat16, the decoder in integers too"
+    of_both = {
+        "int8_tiled_psnr": f"{without}: tiles against one piece",
+        "int8_against_fp32_psnr": f"{without}: against float32",
+    }
+    for measured, what in ((found, names), (load("precision_vnni"), of_both)):
+        for key, name in what.items():
+            text = f"{measured[key]['least']:.1f} dB at least, {measured[key]['median']:.0f} dB in the median"
+            rows.append((f"{name}, {measured['pairs']} pairs at {measured['size']} px", text, measured["command"]))
     return rows
 
 
@@ -230,6 +238,8 @@ def besides() -> list[Row]:
     on_it = (
         f"{1000 * times['network', 512]:.1f} ms; {32 / times['network, batch of 32', 512]:.0f} pictures/s, 32 at once"
     )
+    other = load("cpu_vnni")
+    [without] = [t["median"] for t in other["timings"] if (t["name"], t["size"]) == ("stylize, cin", 512)]
     difference, decibels = precision["fp32_tiled_largest_difference"], precision["bf16_tiled_psnr"]["least"]
     alone, together = seconds_of(web["one_visitor_seconds"]["picture_512"]), web["pictures_per_second"]
     return [
@@ -243,6 +253,12 @@ def besides() -> list[Row]:
             "up to 512 × 512; one of its 26 at 384, 512, 1024",
             f"{painting[384]:.2f}, {painting[512]:.2f}; {', '.join(f'{r:.2f}' for r in one_of_26.values())} "
             "times as fast",
+            BENCH,
+        ),
+        (
+            "CIN at 512 × 512 on two cores that have VNNI and no bfloat16, "
+            f"{other['matmul_tflops']:.2f} TFLOP/s in float32",
+            seconds_of(without),
             BENCH,
         ),
         (

@@ -27,8 +27,9 @@ class Networks:
     """The networks of some weight files, on one device, in one precision.
 
     Args:
-        precision: "fp32", "bf16", "fp16" or "int8": 8-bit integers for the features of photos, and what "auto" is
-            without them for the rest. Statistics are always in float32.
+        precision: "fp32", "bf16", "fp16" or "int8": 8-bit integers for the features of photos, what "auto" is without
+            them for the rest, and where that is float32, integers for decoders with norms inside as well
+            (:meth:`Stylizer.int8_decoder`). Statistics are always in float32.
         compile: run encoder and AdaIN decoder through torch.compile.
 
     Attributes:

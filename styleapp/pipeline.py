@@ -71,7 +71,8 @@ class StyleTransfer:
         device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:1".
         precision: "auto", "fp32", "bf16", "fp16" or "int8". "auto" is bf16 where the device computes in it and fp32
             elsewhere; and on a CPU that multiplies 8-bit integers "int8": the features of photos of 8 bits in these,
-            all else as before. Statistics are always in float32.
+            without bfloat16 the decoder of CIN and IN for them too, all else as before. Statistics are always in
+            float32.
         weights: folder with manifest.json; by default the shipped one.
         max_pixels: larger photos and paintings are refused.
         compile: run encoder and AdaIN decoder through torch.compile. The first photo of a size takes about a minute

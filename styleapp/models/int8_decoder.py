@@ -17,9 +17,9 @@ from styleapp.norms import Moments
 
 __all__ = ["Int8Decoder"]
 
-HIGHEST = 7.0
-"""How many standard deviations above its mean a channel may be inside; what is higher is cut. From 6 to 10 the nearest
-to float, or about as near as any, over photos and styles."""
+HIGHEST = 6.0
+"""How many standard deviations above its mean a channel may be inside; what is higher is cut. From 5 to 7 pictures are
+about as near to float as they get, over photos and styles."""
 
 LOWEST, FIRST_UNIT = 32, 18 / 255
 """The same of the features of the encoder, which are sparse: -2.3 to 15.7, in units that are all alike."""

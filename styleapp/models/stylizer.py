@@ -350,7 +350,7 @@ class Stylizer(nn.Module):
         codes = code.split(self.parts)
         first, *inside = self.norms
         full = inside and isinstance(alpha, (int, float)) and alpha == 1
-        if full and not exact:
+        if full and not exact and self.int8 is not None:
             each = [StyleCode(*part) for part in zip(code.gamma.split(1), code.beta.split(1), strict=True)]
             decoders = [found for one in each if (found := self.int8_decoder(one)) is not None]
             if len(decoders) == len(each):

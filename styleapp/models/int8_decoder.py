@@ -149,7 +149,9 @@ class Int8Decoder:
 def _units(gamma: Tensor, beta: Tensor) -> Tensor:
     """What 1 is worth in each channel behind a norm and a ReLU."""
     most = beta + HIGHEST * gamma.abs()
-    largest = most.max().clamp_min(torch.finfo(most.dtype).tiny)
+    largest = most.max()
+    if largest <= 0:  # a layer that is dead
+        return torch.ones_like(most)
     return (most / largest).clamp_min(1e-3) ** (1 - SHARED) * largest / 255
 
 
@@ -166,8 +168,8 @@ def _kernel(decoder: Decoder, name: str, unit: Tensor, upsampled: bool, lowest: 
     whole = _rounded(weight / step)
     channels = len(weight)
     if bias is not None:  # of the picture nothing is taken away: it gets what rounding lost of its weights besides
-        rest = ((weight / step - whole) * 254).round()
-        whole, step, bias = torch.cat([whole, rest]), torch.cat([step, step / 254]), torch.cat([bias, 0 * bias])
+        rest = ((weight / step - whole) * 127).round()
+        whole, step, bias = torch.cat([whole, rest]), torch.cat([step, step / 127]), torch.cat([bias, 0 * bias])
         channels *= 2
     elif not upsampled and (more := FILLED.get(channels, 0) - channels) > 0:
         whole, step = torch.cat([whole, 0 * whole[:more]]), torch.cat([step, step[:more]])
@@ -178,7 +180,7 @@ def _kernel(decoder: Decoder, name: str, unit: Tensor, upsampled: bool, lowest: 
 
 
 def _rounded(weight: Tensor) -> Tensor:
-    """To whole numbers whose sum over the taps of a kernel, (O, C, 3, 3), is the nearest to that of ``weight``.
+    """To whole numbers, each less than 1 away, whose sum over the taps of a kernel, (O, C, 3, 3), is the nearest.
 
     Those with the largest remainders are rounded up. So what is the same everywhere stays so: the four kernels behind
     upsampling have the same sums, and rounded each for itself they draw a weave where a picture is calm.

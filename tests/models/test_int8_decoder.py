@@ -182,6 +182,33 @@ def test_rounding_keeps_the_sum_of_a_kernel(seed, scale):
     assert float((whole - weight).square().mean()) < 1.4 * float((weight.round() - weight).square().mean())
 
 
+@torch.inference_mode()
+def test_a_layer_that_is_dead(stylizer, code):
+    name = "conv2_1"
+    parts = code.split(stylizer.norms)
+    parts[name] = StyleCode(parts[name].gamma, parts[name].gamma * -20)
+    code = StyleCode.join(list(parts.values()))
+    features, skips = stylizer.encode(smooth(1, 40, 40))
+    found = of(stylizer, code)
+
+    def norm(name, x):
+        return found.normed(name, x, moments(x))
+
+    until = found(norm("relu4_1", features), norm, until="conv1_2", skips=skips)
+    torch.testing.assert_close(until, stylizer.decoder.with_skip(torch.zeros(until.shape), "relu1_1", skips))
+
+
+@torch.inference_mode()
+def test_the_last_convolution_is_nearly_exact(stylizer, code):
+    found = of(stylizer, code)
+    whole = torch.randint(256, (1, stylizer.decoder.hidden["conv1_2"], 20, 30), dtype=torch.uint8)
+    whole = whole.contiguous(memory_format=torch.channels_last)
+    unit = code.split(stylizer.norms)["conv1_2"].gamma / found.norms["conv1_2"][0]
+    y = found(torch.zeros(whole.shape), lambda name, x: whole, after="conv1_2")
+    wanted = stylizer.decoder.conv1_1(whole * unit)
+    assert decibels(wanted - wanted.mean(), y - wanted.mean()) > 70
+
+
 def test_only_bilinear(stylizer, code):
     with pytest.raises(ValueError, match="bilinearly, not 'nearest'"):
         Int8Decoder.of(Decoder(16), {}, EPS)

@@ -12,12 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import noise
 from PIL import Image
 
-from styleapp.batch import JOURNAL, Job, Journal, Photo, estimate, find_photos, make_jobs
+from styleapp.batch import JOURNAL, Job, Journal, Photo, Settings, estimate, find_photos, make_jobs
 from styleapp.batch.plan import ENLARGING
+from styleapp.cli.folders import speed_of
 from styleapp.errors import ImageError, OptionError
+from styleapp.options import Options
+from styleapp.pipeline import StyleTransfer
 
 SIZE = ("--style-size", 64)
 
@@ -373,6 +377,14 @@ class TestMore:
         twice = json.loads(run(*args, "--json", "--size", 64)[1].splitlines()[-1])
         assert twice["megapixels"] == pytest.approx(4 * found["megapixels"])
         assert "megapixels, about" in err and "GB are free" in err and not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize(("norm", "by"), [("auto", "cin"), ("cin", "cin"), ("adain", "adain"), ("wct", "adain")])
+    def test_the_time_is_that_of_the_network_that_is_asked_for(self, weights, monkeypatch, norm, by):
+        asked = []
+        picture = StyleTransfer.picture
+        monkeypatch.setattr(StyleTransfer, "picture", lambda self, *a: asked.append(a) or picture(self, *a))
+        assert speed_of(Settings(Options(norm=norm), "cpu", weights=str(weights))) > 0
+        assert [(photo.pixels.dtype, options.norm) for photo, _, options in asked] == 2 * [(torch.uint8, by)]
 
     def test_an_image_on_standard_input_and_output(self, weights, photo, tmp_path):
         env = {**os.environ, "STYLEAPP_WEIGHTS": str(weights), "PYTHONPATH": f"{Path(__file__).parents[1]}"}

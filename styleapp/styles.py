@@ -14,7 +14,7 @@ from torch import Tensor
 
 from styleapp.codes import CodeCache, CodeKey, digest_of
 from styleapp.controls import normalized
-from styleapp.errors import ImageError, OptionError, unknown_name
+from styleapp.errors import ImageError, OptionError
 from styleapp.files import read_image
 from styleapp.images import Picture, filled, from_pil, on_white, scaled, to_pil, unit
 from styleapp.models import StyleCode, Stylizer, code_from_moments
@@ -127,7 +127,7 @@ class Styles:
         if isinstance(style, str) and style in self.gallery.styles:
             return self._named_code(style, style_size, norm, network, refine, refining)
         if isinstance(style, str) and not _looks_like_path(style):
-            raise unknown_name("style", style, self.gallery.styles)
+            raise self.gallery.missing(style)
         painting = self.read(style)
         key = self._key(digest_of(painting.pixels, painting.weight), style_size, network, refine)
         code = self._codes.code(key, lambda: self.measure(painting, style_size, network, refine, refining))
@@ -215,7 +215,7 @@ class Styles:
             what = f"the built-in style {style!r} is a code" if named else "a mix or a code is not one"
             raise OptionError(f"{why} needs a painting to look at, and {what}: give one image file as the style")
         if isinstance(style, str) and not _looks_like_path(style):
-            raise unknown_name("style", style, self.gallery.styles)
+            raise self.gallery.missing(style)
         return self.read(style)
 
     def at_hand(self, style: Style, options: Options) -> Style:

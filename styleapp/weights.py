@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from styleapp.errors import OptionError, WeightsError, unknown_name
+from styleapp.errors import OptionError, StyleError, WeightsError, unknown_name
 from styleapp.files import save_tensors
 from styleapp.models import (
     CodePredictor,
@@ -289,7 +289,7 @@ class Weights:
         return [name.removeprefix(IN) for name in self.entries if name.startswith(IN)]
 
     def gallery(self) -> StyleGallery:
-        """The codes of the built-in styles, and of those that the user has saved."""
+        """The codes of the built-in styles and of those that the user has saved; a damaged one stops no other."""
         tensors = self.load(STYLES)
         self.check_pair(STYLES)
         sizes = tuple(int(size) for size in self.entries[STYLES].config["sizes"])
@@ -299,7 +299,11 @@ class Weights:
             raise WeightsError(f"{self.folder / self.entries[STYLES].file}: lacks {', '.join(sorted(missing))}")
         for file in sorted(styles_folder().glob("*.safetensors")):
             cin = self.entries[CIN].sha256 if CIN in self.entries else None
-            saved = _saved_style(file, self.entries[ENCODER].sha256, sizes, cin)
+            try:
+                saved = _saved_style(file, self.entries[ENCODER].sha256, sizes, cin)
+            except WeightsError as error:
+                gallery.damaged[file.stem] = str(error)
+                continue
             if saved is not None and saved.style.name not in gallery.styles:
                 gallery.styles[saved.style.name] = saved.style
                 gallery.codes[saved.style.name] = saved.code
@@ -345,6 +349,7 @@ class StyleGallery:
         learned: codes for the CIN network that the user has learned, by name and stroke size.
         layers: codes at relu1_1, relu2_1 and relu3_1, one after the other, (len(sizes), 2, ΣC), by name where known:
             with them a style loss can be told without the painting.
+        damaged: what is wrong with files of saved styles that cannot be read, by their names.
     """
 
     styles: dict[str, BuiltInStyle]
@@ -352,6 +357,11 @@ class StyleGallery:
     sizes: tuple[int, ...]
     learned: dict[str, dict[int, StyleCode]] = field(default_factory=dict)
     layers: dict[str, Tensor] = field(default_factory=dict)
+    damaged: dict[str, str] = field(default_factory=dict)
+
+    def missing(self, name: str) -> StyleError:
+        """What to raise for a name that is not among :attr:`styles`."""
+        return WeightsError(self.damaged[name]) if name in self.damaged else unknown_name("style", name, self.styles)
 
     def code(self, name: str, size: int) -> StyleCode:
         """The code of a built-in style measured at a short side of ``size``.
@@ -360,9 +370,10 @@ class StyleGallery:
 
         Raises:
             OptionError: for an unknown name or a size outside what is stored.
+            WeightsError: for a saved style whose file is damaged.
         """
         if name not in self.styles:
-            raise unknown_name("style", name, self.styles)
+            raise self.missing(name)
         return self._between(self.codes[name], size)
 
     def layer_code(self, name: str, size: int) -> StyleCode | None:

@@ -332,7 +332,7 @@ class TestSavedStyles:
         assert code == 2 and "--overwrite replaces it" in err
         assert run("styles", "save", photo, "--name", "mine", "--overwrite")[0] == 0
 
-    def test_of_another_encoder_it_is_not_listed_and_damaged_it_is_told(self, run, photo, tmp_path):
+    def test_of_another_encoder_it_is_not_listed_and_damaged_it_stops_no_other(self, run, photo, tmp_path):
         run("styles", "save", photo, "--name", "mine")
         file = tmp_path / "styles" / "mine.safetensors"
         whole = file.read_bytes()
@@ -340,8 +340,14 @@ class TestSavedStyles:
         code, out, _ = run("styles")
         assert code == 0 and "mine" not in out
         file.write_bytes(whole[:30])
-        code, _, err = run("styles")
-        assert code == 1 and "not a saved style" in err
+        code, out, err = run("styles")
+        assert code == 0 and "great-wave" in out and "mine" not in out
+        assert err.startswith(f"left out: {file}: not a saved style") and "remove it or save it again" in err
+        assert run("stylize", photo, "--style", "great-wave", "-o", tmp_path / "a.png", *SIZE)[0] == 0
+        code, _, err = run("stylize", photo, "--style", "mine", "-o", tmp_path / "b.png", *SIZE)
+        assert code == 1 and f"{file}: not a saved style" in err and not (tmp_path / "b.png").exists()
+        assert run("styles", "save", photo, "--name", "mine")[0] == 0
+        assert run("stylize", photo, "--style", "mine", "-o", tmp_path / "b.png", *SIZE)[0] == 0
 
 
 def test_a_painting_is_encoded_once(transfer, monkeypatch):

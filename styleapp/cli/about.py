@@ -20,6 +20,7 @@ from styleapp.cli.common import (
     Precision,
     errors_told,
     show,
+    stderr,
 )
 from styleapp.errors import OptionError
 from styleapp.options import parse_bytes
@@ -36,7 +37,10 @@ def styles(context: typer.Context, as_json: Json = False) -> None:
     with errors_told():
         from styleapp.weights import Weights
 
-        known = Weights().gallery().styles.values()
+        gallery = Weights().gallery()
+    known = gallery.styles.values()
+    for error in gallery.damaged.values():
+        stderr.print(f"left out: {error}", markup=False)
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(s) for s in known], ensure_ascii=False))
         return

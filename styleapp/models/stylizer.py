@@ -122,7 +122,7 @@ class Stylizer(nn.Module):
     With ``shifts`` the decoder is told more of the painting: a code then has, behind γ and β at relu4_1, for each
     hidden convolution of the decoder a β that is added to its output, and a γ of 0: nothing is scaled there.
 
-    Holds nothing that depends on a request. Images are RGB in [0,1], (N, 3, H, W), H and W >= 16.
+    Holds nothing that depends on a request, but what was made of the last codes (:meth:`int8_decoder`). Images are RGB in [0,1], (N, 3, H, W), H and W >= 16.
 
     Attributes:
         int8: the encoder in integers, for photos; None where they too go through ``encoder``. See :meth:`use_int8`.
@@ -266,8 +266,8 @@ class Stylizer(nn.Module):
     def int8_decoder(self, code: StyleCode) -> Int8Decoder | None:
         """The decoder in integers for a code: of one style, of a network with norms inside, as :attr:`int8`.
 
-        None where there is none, and where the weights are not in float32: bfloat16 in hardware is about as quick.
-        What was made for the last codes is kept.
+        None where there is none, and where the weights are not in float32: beside bfloat16 in hardware it was not
+        measured. What was made for the last codes is kept.
         """
         quick = self.int8 is not None and next(self.decoder.parameters()).dtype == torch.float32
         fits = self.conditional and self.decoder.upsampling == "bilinear" and code.gamma.numel() == self.code_channels

@@ -122,7 +122,8 @@ class Stylizer(nn.Module):
     With ``shifts`` the decoder is told more of the painting: a code then has, behind γ and β at relu4_1, for each
     hidden convolution of the decoder a β that is added to its output, and a γ of 0: nothing is scaled there.
 
-    Holds nothing that depends on a request, but what was made of the last codes (:meth:`int8_decoder`). Images are RGB in [0,1], (N, 3, H, W), H and W >= 16.
+    Holds nothing that depends on a request, but what was made of the last codes (:meth:`int8_decoder`). Images are RGB
+    in [0,1], (N, 3, H, W), H and W >= 16.
 
     Attributes:
         int8: the encoder in integers, for photos; None where they too go through ``encoder``. See :meth:`use_int8`.

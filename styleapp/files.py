@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageSequence, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageSequence, UnidentifiedImageError
 from safetensors.torch import save
 from torch import Tensor
 
@@ -72,6 +72,12 @@ _HOLDS_METADATA = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF", "HEIF")
 _LOSSY = ("JPEG", "WEBP", "AVIF", "HEIF")
 PNG_LEVEL = 4
 """Of zlib's compression: its own level, 6, makes hardly smaller files and takes clearly longer."""
+
+_MARKER = 65533
+"""Bytes that a block of data beside the pixels may have in a JPEG."""
+
+_DPI = (72.0, 72.0)
+"""What programs take for the resolution of a file that has none; libvips, which writes one always, would say 25.4."""
 
 _SAVE: dict[str, dict[str, Any]] = {
     "JPEG": {"subsampling": "4:4:4"},
@@ -370,13 +376,28 @@ def _save_options(image: Image.Image, fmt: str, quality: int) -> dict[str, Any]:
         options["quality"] = quality
     if fmt in _HOLDS_METADATA:
         options["icc_profile"] = image.info.get("icc_profile") or srgb_profile()
-        if image.info.get("exif"):
-            options["exif"] = image.info["exif"]
+        if exif := image.info.get("exif"):
+            options["exif"] = _fitting(exif) if fmt == "JPEG" else exif
             if fmt == "TIFF":  # Pillow cannot write the tables within EXIF together with a compression
                 del options["compression"]
     if image.info.get("dpi") and fmt in ("JPEG", "PNG", "TIFF", "BMP"):
         options["dpi"] = image.info["dpi"]
     return options
+
+
+def _fitting(exif: bytes) -> bytes:
+    """Without its longest entries, mostly the notes of a camera's maker, where a JPEG cannot hold it."""
+    if len(exif) <= _MARKER:
+        return exif
+    found = Image.Exif()
+    found.load(exif)
+    tables = [found, *(found.get_ifd(table) for table in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo))]
+    lengths = {(tag, i): len(str(t[tag])) for i, t in enumerate(tables) for tag in t}
+    for tag, i in sorted(lengths, key=lengths.__getitem__, reverse=True):
+        del tables[i][tag]
+        if len(exif := found.tobytes()) <= _MARKER:
+            return exif
+    return b""
 
 
 def _save_vips(pyvips: Any, picture: Picture, path: Path) -> None:
@@ -402,9 +423,8 @@ def vips_about(pyvips: Any, image: Any, metadata: Metadata) -> Any:
     image.set_type(blob, "icc-profile-data", srgb_profile())
     if metadata.exif:
         image.set_type(blob, "exif-data", metadata.exif)
-    if metadata.dpi:
-        image = image.copy(xres=metadata.dpi[0] / 25.4, yres=metadata.dpi[1] / 25.4)
-    return image
+    dpi = metadata.dpi or _DPI
+    return image.copy(xres=dpi[0] / 25.4, yres=dpi[1] / 25.4)
 
 
 @contextmanager

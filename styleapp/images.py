@@ -244,8 +244,9 @@ def header_metadata(image: Image.Image, exif: bytes) -> Metadata:
 
 
 def _dpi(image: Image.Image) -> tuple[float, float] | None:
-    dpi = image.info.get("dpi")
-    return None if dpi is None else (float(dpi[0]), float(dpi[1]))
+    """None also for what no format can hold, such as 0/0, and for 1, which Pillow says of a TIFF without any."""
+    across, down = (float(dpi) for dpi in image.info.get("dpi", (0, 0)))
+    return (across, down) if 1 < across < 2**16 and 1 < down < 2**16 else None
 
 
 def _exif(image: Image.Image) -> bytes:

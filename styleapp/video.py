@@ -266,7 +266,7 @@ def _in_segments(
         stream = film.streams.video[0]
         stream.thread_type = "AUTO"
         total = stream.frames
-        for _, frames in itertools.groupby(film.decode(stream), lambda f: int(float(f.time or 0) // segment_seconds)):
+        for _, frames in itertools.groupby(_in_time(film.decode(stream), stream), lambda f: int(float(f.time or 0) // segment_seconds)):
             path = work / f"{len(segments):06}.nut"
             if path.exists():
                 some = sum(1 for _ in frames)
@@ -285,6 +285,20 @@ def _in_segments(
             _join(av, segments, source, temporary)
     shutil.rmtree(work)
     return Film(count, before, size)
+
+
+def _in_time(frames: Iterable[av.VideoFrame], stream: Any) -> Iterator[av.VideoFrame]:
+    """The frames, each with a time after that of the one before.
+
+    AVI has no times of display, so what is coded out of order comes with those of other frames: a few frames late then.
+    """
+    rate, last = stream.average_rate, None
+    step = max(1, round(1 / (rate * stream.time_base))) if rate else 1
+    for frame in frames:
+        if frame.pts is None or (last is not None and frame.pts <= last):
+            frame.pts = 0 if last is None else last + step
+        last = frame.pts
+        yield frame
 
 
 def _check_sound(av: Any, film: Any, source: Path, target: Path) -> None:
@@ -387,16 +401,20 @@ def _coder(av: Any, out: Any, stream: Any, size: tuple[int, int], space: tuple[i
     coder.pix_fmt = "yuv420p" if size[0] % 2 == 0 and size[1] % 2 == 0 else "yuv444p"
     coder.time_base = coder.codec_context.time_base = stream.time_base
     coder.codec_context.flags |= av.codec.context.Flags.global_header
-    coder.codec_context.color_range, coder.codec_context.colorspace = 1, space[1]
-    coder.codec_context.color_primaries = coder.codec_context.color_trc = space[1]
+    theirs, ours = stream.codec_context, coder.codec_context
+    ours.color_range, ours.colorspace = 1, space[1]
+    primaries, curve = _PRIMARIES_AND_CURVE[space[1]]
+    ours.color_primaries = primaries if theirs.color_primaries in _UNSAID else theirs.color_primaries
+    ours.color_trc = curve if theirs.color_trc in _UNSAID else theirs.color_trc
     if stream.sample_aspect_ratio:
         coder.codec_context.sample_aspect_ratio = stream.sample_aspect_ratio
     return coder
 
 
 def _join(av: Any, segments: list[Path], source: Path, target: Path) -> None:
-    """The segments one after another and the sound of the original, as they are coded."""
+    """The segments one after another and the sound of the original, as they are coded, and what it says of itself."""
     with av.open(str(target), "w", format=_FORMATS[target.suffix.lower()]) as out, av.open(str(source)) as original:
+        out.metadata.update(original.metadata)
         with av.open(str(segments[0])) as first:
             video = out.add_stream_from_template(first.streams.video[0])
         sounds = {s.index: out.add_stream_from_template(s) for s in original.streams.audio}
@@ -419,5 +437,9 @@ def _join(av: Any, segments: list[Path], source: Path, target: Path) -> None:
         for packet in heapq.merge(pictures(), sound(), key=lambda p: float(p.dts * p.time_base)):
             out.mux(packet)
 
+
+_UNSAID = (0, 2)
+_PRIMARIES_AND_CURVE = {1: (1, 1), 5: (5, 6), 6: (6, 6), 9: (9, 14)}
+"""What goes with a colour matrix, by their numbers in ITU-T H.273, where a film does not say."""
 
 _FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import noise
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, TiffImagePlugin
 
 from styleapp import files
 from styleapp.errors import ImageError, OptionError
@@ -131,6 +131,37 @@ class TestMetadata:
         self.photo(tmp_path / "a.tif", compression="tiff_lzw")
         save_picture(read_image(tmp_path / "a.tif"), tmp_path / "b.jpg")
         assert set(Image.open(tmp_path / "b.jpg").getexif()) <= {0x010F, 0x8298, 0x8769, 0x0112}
+
+    def test_exif_that_a_jpeg_cannot_hold_loses_its_longest_entries_alone(self, tmp_path):
+        exif = Image.Exif()
+        exif[0x8298] = "Somebody"
+        exif.get_ifd(0x8769)[0x829A] = 0.01
+        exif.get_ifd(0x8769)[0x927C] = bytes(70_000)
+        noise(40, 60).save(tmp_path / "a.webp", exif=exif)
+        picture = read_image(tmp_path / "a.webp")
+        save_picture(picture, tmp_path / "b.jpg")
+        save_picture(picture, tmp_path / "b.png")
+        with Image.open(tmp_path / "b.jpg") as stored:
+            found = stored.getexif()
+            details = found.get_ifd(0x8769)
+            assert found[0x8298] == "Somebody" and float(details[0x829A]) == 0.01 and 0x927C not in details
+        with Image.open(tmp_path / "b.png") as stored:
+            assert len(stored.getexif().get_ifd(0x8769)[0x927C]) == 70_000
+
+    @pytest.mark.parametrize("dpi", [(0, 0), (1, 0), (4_000_000_000, 1), (1, 1000)])
+    @pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".bmp"])
+    def test_resolution_that_is_none_is_left_out(self, tmp_path, dpi, suffix):
+        resolution = TiffImagePlugin.IFDRational(*dpi)
+        tags = TiffImagePlugin.ImageFileDirectory_v2()
+        tags[282], tags[283], tags[296] = resolution, resolution, 2
+        noise(20, 20).save(tmp_path / "a.tif", tiffinfo=tags)
+        picture = read_image(tmp_path / "a.tif")
+        assert picture.metadata.dpi is None
+        save_picture(picture, tmp_path / f"b{suffix}")
+
+    def test_file_of_16_bits_without_a_resolution_has_that_of_others(self, tmp_path):
+        save_picture(Picture(torch.zeros(1, 3, 20, 20, dtype=torch.uint16)), tmp_path / "a.png")
+        assert [round(v) for v in Image.open(tmp_path / "a.png").info["dpi"]] == [72, 72]
 
     def test_damaged_exif_is_left_out(self, tmp_path):
         noise(20, 20).save(tmp_path / "a.jpg", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")

@@ -21,18 +21,26 @@ NORMS = pytest.mark.parametrize("norm", ["adain", "cin"])
 
 
 def film(
-    path: Path, frames: list[np.ndarray], times: list[int] | None = None, *, sound: str = "", space: int = 5
+    path: Path,
+    frames: list[np.ndarray],
+    times: list[int] | None = None,
+    *,
+    sound: str = "",
+    space: int = 5,
+    curve: int = 2,
 ) -> Path:
     """Frames at multiples of 1/25 s, nearly without loss, and a tone in the codec ``sound``.
 
-    ``space``: 5 for BT.601, 1 for BT.709.
+    ``space``: 5 for BT.601, 1 for BT.709. ``curve``: number of the transfer characteristics, 2 for none that is said.
     """
     with av.open(str(path), "w") as out:
+        out.metadata["title"] = "A walk"
         coder = out.add_stream("libx264", rate=25, options={"crf": "4"})
         coder.height, coder.width = frames[0].shape[:2]
         coder.pix_fmt = "yuv444p" if coder.height % 2 or coder.width % 2 else "yuv420p"
         coder.time_base = Fraction(1, 25)
         coder.codec_context.colorspace, coder.codec_context.color_range = space, 1
+        coder.codec_context.color_trc = curve
         if sound:
             tone = out.add_stream(sound, rate=44100)
             tone.layout = "mono"
@@ -124,6 +132,33 @@ def test_colours_are_right(transfer, tmp_path, space):
     stylize_video(transfer, source, tmp_path / "b.mp4", "great-wave", Options(style_size=64, alpha=0.0))
     for a, b in zip(read(source)[0], read(tmp_path / "b.mp4")[0], strict=True):
         assert np.abs(a - b).max() <= 4
+
+
+@pytest.mark.parametrize(
+    ("space", "curve", "wanted"), [(5, 2, (5, 6)), (1, 2, (1, 1)), (9, 2, (9, 14)), (9, 18, (9, 18)), (9, 16, (9, 16))]
+)
+def test_what_a_film_says_of_its_colours_is_kept(transfer, tmp_path, space, curve, wanted):
+    """Numbers of ITU-T H.273: 18 and 16 are the curves of high dynamic range; 9 would be a logarithm."""
+    source = film(tmp_path / "a.mp4", pan(2), space=space, curve=curve)
+    stylize_video(transfer, source, tmp_path / "b.mp4", "great-wave", OPTIONS)
+    with av.open(str(tmp_path / "b.mp4")) as made:
+        stream = made.streams.video[0].codec_context
+        assert (stream.color_primaries, stream.color_trc, stream.colorspace) == (*wanted, space)
+        assert made.metadata["title"] == "A walk"
+
+
+def test_frames_out_of_order_in_avi_become_a_film_in_order(transfer, tmp_path):
+    """AVI has no times of display: the decoder gives frames that are coded out of order those of other frames."""
+    frames = pan(20)
+    source = film(tmp_path / "a.avi", frames)
+    with av.open(str(source)) as opened:
+        stamps = [frame.pts for frame in opened.decode(video=0)]
+    assert stamps != sorted(stamps)
+    stylize_video(transfer, source, tmp_path / "b.mp4", "great-wave", replace(OPTIONS, alpha=0.0))
+    found, times = read(tmp_path / "b.mp4")
+    assert times == sorted(times) and len(set(times)) == 20
+    assert times[-1] - times[0] == pytest.approx(19 / 25, abs=0.13)
+    assert all(np.abs(a - b).mean() < 12 for a, b in zip(read(source)[0], found, strict=True))
 
 
 def test_odd_sizes_stay(transfer, tmp_path):

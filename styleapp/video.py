@@ -266,7 +266,8 @@ def _in_segments(
         stream = film.streams.video[0]
         stream.thread_type = "AUTO"
         total = stream.frames
-        for _, frames in itertools.groupby(_in_time(film.decode(stream), stream), lambda f: int(float(f.time or 0) // segment_seconds)):
+        shown = _in_time(film.decode(stream), stream)
+        for _, frames in itertools.groupby(shown, lambda f: int(float(f.time or 0) // segment_seconds)):
             path = work / f"{len(segments):06}.nut"
             if path.exists():
                 some = sum(1 for _ in frames)

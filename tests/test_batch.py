@@ -52,6 +52,13 @@ class TestPlan:
             "out/deep/er/c-great-wave.png",
         ]
 
+    def test_a_number_behind_a_name_may_be_a_styles(self, tree):
+        """A style mine-2 has the name that the second photo in mine would get."""
+        photos = [Photo(tree / name, Path("a.png")) for name in ("a.png", "a.jpg", "deep/b.png")]
+        jobs = make_jobs(photos, ["mine", "mine-2"], "out", suffix=".png")
+        assert len({j.target for j in jobs}) == len(jobs) == 6
+        assert [j.target.name for j in jobs[:3]] == ["a-mine.png", "a-mine-2.png", "a-mine-3.png"]
+
     def test_patterns_files_and_duplicates(self, tree):
         found = find_photos([str(tree / "*.png"), str(tree / "a.png"), str(tree / "**" / "*.webp")])
         assert [p.path.name for p in found] == ["a.png", "c.webp"]

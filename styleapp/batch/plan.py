@@ -192,13 +192,12 @@ def make_jobs(
             "parent": "/".join(_legal(part) for part in photo.relative.parent.parts),
             "ext": ext.lstrip("."),
         }
-        target = place(pattern.format_map(fields))
+        wanted = target = place(pattern.format_map(fields))
         # Case counts for nothing on some file systems: names that differ in it alone would meet.
-        key = _key(target)
-        targets[key] += 1
-        if targets[key] > 1:
-            target = target.with_name(f"{target.stem}-{targets[key]}{target.suffix}")
-            targets[_key(target)] += 1
+        while _key(target) in targets:
+            targets[_key(wanted)] += 1
+            target = wanted.with_name(f"{wanted.stem}-{targets[_key(wanted)]}{wanted.suffix}")
+        targets[_key(target)] += 1
         jobs.append(Job(photo.path, style, target))
     return jobs
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from styleapp.batch import Settings, Task, Worker, find_photos, make_jobs
 from styleapp.batch.processes import run_processes, settings_of_workers
+from styleapp.cli import folders
 from styleapp.errors import DeviceError
 from styleapp.options import Options
 
@@ -280,6 +281,27 @@ class TestWatch:
             process.send_signal(signal.SIGINT)
             _, err = process.communicate(timeout=60)
         assert process.returncode == 130, err
+
+    @pytest.mark.parametrize(("pause", "looked"), [(1e9, 3), (0, 6)])
+    def test_is_looked_through_at_notices_and_now_and_then(self, run, photos, monkeypatch, pause, looked):
+        """Not at each of the moments at which nothing is told: a large folder would keep a core busy."""
+        looks = 0
+
+        def plan_of(*_):
+            nonlocal looks
+            looks += 1
+            return []
+
+        def watch(*_, **__):
+            yield from (set(), set(), {"b.png"}, set())
+            signal.raise_signal(signal.SIGINT)
+            yield set()
+
+        monkeypatch.setattr("watchfiles.watch", watch)
+        monkeypatch.setattr(folders, "plan_of", plan_of)
+        monkeypatch.setattr(folders, "LOOKING", pause)
+        assert run("stylize", photos, "-s", "great-wave", "-o", "out", "--watch")[0] == 130
+        assert looks == looked  # the first for the styles
 
     def test_results_must_not_lie_in_the_watched_folder(self, run, photos):
         code, _, err = run("stylize", photos, "-s", "great-wave", "-o", photos / "out", "--watch")

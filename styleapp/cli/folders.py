@@ -239,6 +239,11 @@ def work_through(
     return failures
 
 
+LOOKING = 20
+"""So many times what it takes to look through a watched folder passes before that is done without a notice of a change,
+which network file systems do not send."""
+
+
 def watch_folder(wanted: Wanted, settings: Settings, many: BatchOptions) -> None:
     """Stylize what is in the folders and what comes into them, until stopped."""
     try:
@@ -273,15 +278,18 @@ def watch_folder(wanted: Wanted, settings: Settings, many: BatchOptions) -> None
             yield_on_timeout=True,
             raise_interrupt=False,
         )
-        while True:
+        while not stopped():
+            start = time.monotonic()
             found = {j: _state(j.photo) for j in jobs()}
             new = [j for j, state in found.items() if seen.get(str(j.target)) != state]
             seen |= {str(j.target): state for j, state in found.items()}
+            pause = LOOKING * (time.monotonic() - start)
             if new:
                 work_through(wanted, many, new, journal, stopped, lambda _: engine)
-            if stopped():
-                raise typer.Exit(128 + stopped())
-            next(changes, None)
+            until = time.monotonic() + pause
+            while not stopped() and not next(changes, None) and time.monotonic() < until:
+                pass
+        raise typer.Exit(128 + stopped())
 
 
 def _state(path: Path) -> tuple[int, int]:

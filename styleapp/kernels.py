@@ -112,7 +112,7 @@ def mean_var(x: Tensor) -> tuple[Tensor, Tensor]:
             means, spreads, x, *strides, width, count, c, rounds, pixels, side_by_side
         )
         triton_kernels.merged[1, blocks, n](
-            mean, var, means, spreads, parts, rounds * pixels, count, c, pixels, side_by_side
+            mean, var, means, spreads, x, strides[0], parts, rounds * pixels, count, c, pixels, side_by_side
         )
     return mean, var
 

@@ -56,8 +56,10 @@ class Networks:
         if compile:
             check_compiler(device)
             encoder = self.adain.encoder
-            encoder.features = torch.compile(encoder.features)  # type: ignore[method-assign] # forward calls it too
-            self.adain.decoder.compile()
+            # For each size anew: a graph for any takes longer to compile than that of two, and others than that again.
+            anew = torch.compile(encoder.features, dynamic=False)
+            encoder.features = anew  # type: ignore[method-assign] # forward calls it too
+            self.adain.decoder.compile(dynamic=False)
 
     def of(self, norm: str, styles: Sequence[object] = (), detail: float = 1.0) -> Stylizer:
         """The network that a norm needs: that of AdaIN with its kin, of CIN, of IN for one style, or a small one.

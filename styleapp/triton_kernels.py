@@ -346,18 +346,22 @@ def moments(
     pixels: tl.constexpr,
     side_by_side: tl.constexpr,
 ):
-    """Of some pixels of a sample: means, and sums of squared differences from them, in float32."""
+    """Of some pixels of a sample: means less the sample's first pixel, and sums of squared differences from them.
+
+    In float32; so far from 0 as features may be, means of many of them would be rounded by more than they differ.
+    """
     sample = tl.program_id(2).to(tl.int64)
     channel = tl.program_id(1) * side_by_side + tl.arange(0, side_by_side)
     own, squares = tl.zeros((side_by_side,), tl.float32), tl.zeros((side_by_side,), tl.float32)
     first = tl.program_id(0) * rounds * pixels
+    pivot = tl.load(x + sample * per_sample + channel, mask=channel < channels, other=0).to(tl.float32)
     before = 0.0
     for turn in range(rounds):
         pixel = first + turn * pixels + tl.arange(0, pixels)
         inside = (pixel < count)[:, None] & (channel < channels)[None, :]
         place = (pixel // width).to(tl.int64) * per_row + (pixel % width) * per_column
         value = tl.load(x + sample * per_sample + place[:, None] + channel[None, :], mask=inside, other=0)
-        value = value.to(tl.float32)
+        value = tl.where(inside, value.to(tl.float32) - pivot[None, :], 0)
         further = tl.minimum(tl.maximum(count - first - turn * pixels, 0), pixels).to(tl.float32)
         seen = tl.maximum(before + further, 1)
         found = tl.sum(value, 0) / tl.maximum(further, 1)
@@ -377,6 +381,8 @@ def merged(
     var,
     means,
     spreads,
+    x,
+    per_sample,
     parts,
     each,
     count,
@@ -385,7 +391,7 @@ def merged(
     side_by_side: tl.constexpr,
 ):
     """The moments of all pixels, from those of parts of ``each`` of them, the last of what is left."""
-    sample = tl.program_id(2)
+    sample = tl.program_id(2).to(tl.int64)
     channel = tl.program_id(1) * side_by_side + tl.arange(0, side_by_side)
     own, squares = tl.zeros((side_by_side,), tl.float32), tl.zeros((side_by_side,), tl.float32)
     before = 0.0
@@ -404,5 +410,6 @@ def merged(
         squares += within + difference * difference * (before * further / seen)
         own += difference * (further / seen)
         before = seen
-    tl.store(mean + sample * channels + channel, own, mask=channel < channels)
+    pivot = tl.load(x + sample * per_sample + channel, mask=channel < channels, other=0).to(tl.float32)
+    tl.store(mean + sample * channels + channel, pivot + own, mask=channel < channels)
     tl.store(var + sample * channels + channel, squares / count, mask=channel < channels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -9,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,6 +70,15 @@ def alive(network: Stylizer) -> Stylizer:
                     layer.bias += (0.5 if last else 0.0) - scale * y.mean((0, 2, 3))
                     x = torch.relu(layer(x))
     return network.eval().requires_grad_(False)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each process is dealt its share of what takes long, and begins with it: none waits for another at the end."""
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    long = [item for item in items if item.get_closest_marker("long")]
+    rest = [item for item in items if not item.get_closest_marker("long")]
+    share = -(-len(rest) // count)
+    items[:] = [item for i in range(count) for item in (*long[i::count], *rest[i * share : (i + 1) * share])]
 
 
 @pytest.fixture(autouse=True)
@@ -236,6 +247,21 @@ def run(weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
         return code, *capsys.readouterr()
 
     return call
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The graphs of torch.compile, which run as they are: its code generator takes a minute or two for a network."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    monkeypatch.setattr(torch.nn.Module, "compile", functools.partialmethod(torch.nn.Module.compile, backend=backend))
+    return graphs
 
 
 # The page

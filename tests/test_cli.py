@@ -240,6 +240,7 @@ def test_bench(run):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.usefixtures("traced")
 def test_bench_tells_what_compiling_costs(run, photo):
     told = run("bench", "--size", 32, "--runs", 1, "--compile")[1]
     found = re.search(r"32 px: torch.compile takes ([\d.]+) s for the first picture, then ([\d.]+) s where", told)

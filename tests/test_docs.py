@@ -27,6 +27,7 @@ def test_examples_run(block):
     exec(compile(block, "docs", "exec"), {})
 
 
+@pytest.mark.long
 def test_the_example_of_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("photo.jpg", "painting.jpg"):

@@ -56,6 +56,7 @@ def test_one_style(transfer, tmp_path, norm, alpha):
     assert sizes == ["batch", 3, "height", "width"]
 
 
+@pytest.mark.long
 @new_enough
 @pytest.mark.parametrize("norm", ["auto", "adain", "cin"])
 def test_any_painting(foreseeing, tmp_path, norm):

@@ -18,6 +18,7 @@ def test_where_they_do_not_compile_they_are_not_taken():
     assert not kernels.suits(torch.zeros(1, 8, 4, 4).contiguous(memory_format=torch.channels_last))
 
 
+@pytest.mark.long
 def test_what_they_compute_is_what_torch_does():
     """In a process of its own: Triton decides when it is imported whether it compiles."""
     env = {**os.environ, "TRITON_INTERPRET": "1"}

@@ -112,17 +112,8 @@ def test_bf16_is_close_to_fp32(transfer, weights, monkeypatch):
     assert np.abs(a - b).mean() < 8  # random filters; on the real ones see benchmarks/
 
 
-def test_compiled_is_the_same_in_one_piece_and_in_tiles(transfer, weights, monkeypatch):
-    """Without torch.compile's code generator, which takes a minute: tracing is what depends on us."""
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    torch.compiler.reset()
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
-    monkeypatch.setattr(torch.nn.Module, "compile", functools.partialmethod(torch.nn.Module.compile, backend=backend))
+@pytest.mark.long
+def test_compiled_is_the_same_in_one_piece_and_in_tiles(transfer, weights, traced):
     compiled = StyleTransfer("cpu", "fp32", weights=weights, compile=True)
     for size in ((64, 48), (75, 90)):
         image = noise(*size)
@@ -130,11 +121,9 @@ def test_compiled_is_the_same_in_one_piece_and_in_tiles(transfer, weights, monke
             more = {"norm": "adain", **options, **SIZE}
             a, b = (array(t.stylize(image, "great-wave", **more)) for t in (transfer, compiled))
             assert np.abs(a.astype(int) - b).max() <= 1, options
-    encoders = [graph for graph in graphs if "max_pool2d" in graph.code]
-    # Once for the first size and then for any; the encoder also to the layers that the decoder of CIN sees besides, the
-    # decoder in tiles also from one size to the next.
-    most = 8 if torch.__version__ >= (2, 11) else 20  # 2.8 traces the decoder more often in tiles
-    assert 2 <= len(encoders) <= most and 2 <= len(graphs) - len(encoders) <= most
+    encoders = [graph for graph in traced if "max_pool2d" in graph.code]
+    most = torch._dynamo.config.recompile_limit  # of each: for every size of a photo or a tile anew; then without
+    assert 2 <= len(encoders) <= most and 2 <= len(traced) - len(encoders) <= most
 
 
 @functools.cache

@@ -188,6 +188,7 @@ def test_a_worker_that_cannot_start_is_an_error(weights, photos, tmp_path, run):
         list(run_processes([bad, bad], tasks_of(photos, tmp_path / "out")))
 
 
+@pytest.mark.long
 def test_ray():
     """In a process of its own: Ray ends a process in which a cluster was lost or shut down a minute ago."""
     pytest.importorskip("ray")
@@ -338,6 +339,7 @@ class TestStore:
         assert code == 2 and "nostore" in err
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_a_thousand_images_and_twenty_kills(weights, tmp_path):
     """950 results and 50 named errors, each made once, however often the run is killed."""
@@ -397,6 +399,7 @@ def fill(folder: Path) -> set[str]:
     return {f"bad{i:02}.png" for i in range(50)}
 
 
+@pytest.mark.long
 def test_memory_does_not_grow(weights, tmp_path):
     """Of this process, between the 100th and the 1,000th image."""
     import psutil

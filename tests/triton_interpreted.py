@@ -14,7 +14,7 @@ from styleapp.kernels import affine, bordered, convolved, convolved_first, folde
 from styleapp.models import Decoder, Encoder, StyleCode, Stylizer
 from styleapp.models.layers import max_pool2x2, subpixel_kernels, upsampled_conv2d
 
-SHAPES = ((2, 8, 5, 7), (1, 3, 2, 2), (2, 48, 9, 3), (1, 64, 36, 40))
+SHAPES = ((2, 8, 5, 7), (1, 3, 2, 2), (2, 48, 9, 3), (1, 64, 18, 20))
 HALF = torch.float16  # products of matrices of bfloat16 are beyond the interpreter
 
 
@@ -44,10 +44,10 @@ def passes_over_memory() -> int:
         for rows in (n, 1)[: 1 + (n == 1)]:
             scale, shift = torch.rand(rows, c, 1, 1) + 0.5, torch.randn(rows, c, 1, 1)
             torch.testing.assert_close(affine(x, scale, shift).float(), x.float() * scale + shift, **digits)
-        x = x + 20 * torch.arange(c).view(-1, 1, 1).to(dtype)
+        x = x + 200 * torch.arange(c).view(-1, 1, 1).to(dtype)  # a mean of thousands of deviations
         wide = x.double()
         for found, wanted in zip(mean_var(x), (wide.mean((2, 3)), wide.var((2, 3), correction=0)), strict=True):
-            torch.testing.assert_close(found[..., 0, 0].double(), wanted, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(found[..., 0, 0].double(), wanted, rtol=1e-6, atol=1e-6)
         compared += 2
         if min(shape[2:]) > 2:
             wanted = F.pad(max_pool2x2(x).float(), (1, 1, 1, 1), "reflect")
@@ -102,7 +102,7 @@ def networks() -> int:
         ours = copy.deepcopy(exact).to(memory_format=torch.channels_last)
         channels = exact.code_channels
         code = StyleCode(torch.rand(1, channels, 1, 1) + 0.5, torch.randn(1, channels, 1, 1))
-        for height, width in ((40, 48), (33, 51), (16, 16)):
+        for height, width in ((24, 32), (17, 35), (16, 16)):
             image = torch.rand(2, 3, height, width)
             with torch.no_grad():
                 wanted = [*exact.encoder.features(image), exact(image, code)]
@@ -125,7 +125,7 @@ def gradients() -> int:
         exact.decoder.requires_grad_(True)
         ours = copy.deepcopy(exact).to(memory_format=torch.channels_last)
         channels = exact.code_channels
-        for height, width in ((40, 48), (36, 24)):
+        for height, width in ((24, 32), (20, 16)):
             image = torch.rand(2, 3, height, width)
             features, seen = (t.detach() for t in (exact.encoder(image), torch.rand(1)))
             skipped = exact.encode(image)[1]

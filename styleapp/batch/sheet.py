@@ -90,4 +90,4 @@ def _write_page(found: list[tuple[str, str, Image.Image]], errors: list[str], ta
         count=len(found), figures="".join(figures), failed=f"<h2>Failed</h2><ul>{failed}</ul>" if failed else ""
     )
     with writing(target, len(text)) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="replace")  # names of files may be in no encoding at all

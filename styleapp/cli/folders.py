@@ -85,7 +85,7 @@ def stylize_many(wanted: Wanted, settings: Settings, many: BatchOptions, *, dry_
     jobs = plan_of(wanted, many, films.append)
     if films:
         some = ", ".join(film.name for film in films[:3]) + (", …" if len(films) > 3 else "")
-        stderr.print(f"left out: {len(films)} films, which are named one by one ({some})", markup=False)
+        stderr.print(f"left out: {counted(len(films), 'film')}; films are named one by one ({some})", markup=False)
     if many.retry_failed:
         failed = {key for key, record in journal_at(wanted).items() if "error" in record}
         jobs = [job for job in jobs if output_key(job.target) in failed]
@@ -123,12 +123,12 @@ def tell_plan(wanted: Wanted, settings: Settings, jobs: Sequence[Job]) -> None:
         typer.echo(json.dumps({**dataclasses.asdict(found), "free": free}))
     minutes = "" if found.seconds is None else f", about {readable_time(found.seconds)}"
     stderr.print(
-        f"{found.results} results would be written to {wanted.folder}/: {found.megapixels:.1f} megapixels{minutes}, "
+        f"{counted(found.results, 'result')} would be written to {wanted.folder}/: {found.megapixels:.1f} megapixels{minutes}, "
         f"about {found.disk / 1e6:.1f} MB ({free / 1e9:.1f} GB are free)",
         markup=False,
     )
     if found.unreadable:
-        stderr.print(f"{found.unreadable} photos of a sample cannot be read", markup=False)
+        stderr.print(f"{counted(found.unreadable, 'photo')} of a sample cannot be read", markup=False)
     if found.disk > free:
         stderr.print("the disk is too small for them", markup=False)
 
@@ -154,6 +154,11 @@ def speed_of(settings: Settings) -> float:
     start = time.perf_counter()
     transfer.picture(photo, code, options)
     return photo.size[0] * photo.size[1] / 1e6 / (time.perf_counter() - start)
+
+
+def counted(count: int, what: str) -> str:
+    """ "1 photo" or "2 photos"."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def readable_time(seconds: float) -> str:

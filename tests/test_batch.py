@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from PIL import Image
 
 from styleapp.batch import JOURNAL, Job, Journal, Photo, Settings, estimate, find_photos, make_jobs
 from styleapp.batch.plan import ENLARGING
+from styleapp.batch.sheet import contact_sheet
 from styleapp.cli.folders import speed_of
 from styleapp.errors import ImageError, OptionError
 from styleapp.options import Options
@@ -277,8 +277,6 @@ class TestRun:
 class TestJournal:
     def test_report(self, run, tree, tmp_path):
         (tree / "text.jpg").write_text("not an image")
-        with suppress(OSError):  # where names are in no encoding
-            (tree / os.fsdecode(b"t\xe4xt.jpg")).write_text("not an image")
         run("stylize", tree, "-s", "great-wave", "-o", "out", *SIZE)
         code, out, _ = run("report", "out")
         assert code == 0 and "4 done in" in out and "1 failed" in out and "text.jpg: not an image" in out
@@ -433,6 +431,13 @@ class TestMore:
         assert code == 1 and "no: the output folder does not exist" in err
         code, _, err = run("report", "out", "--sheet", "sheet.html")
         assert code == 1 and "exists already" in err
+
+    def test_a_name_in_no_encoding_is_on_the_sheet(self, tmp_path):
+        noise(20, 20).save(tmp_path / "a.png")
+        record = {"output": str(tmp_path / "a.png"), "input": os.fsdecode(b"t\xe4xt.png"), "style": "s", "seconds": 1}
+        (tmp_path / JOURNAL).write_text(json.dumps(record))
+        contact_sheet(tmp_path, tmp_path / "sheet.html")
+        assert "t?xt.png, s" in (tmp_path / "sheet.html").read_text(encoding="utf-8")
 
     def test_a_full_disk(self, run, tree, tmp_path, monkeypatch):
         save = Image.Image.save

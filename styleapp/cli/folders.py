@@ -123,8 +123,8 @@ def tell_plan(wanted: Wanted, settings: Settings, jobs: Sequence[Job]) -> None:
         typer.echo(json.dumps({**dataclasses.asdict(found), "free": free}))
     minutes = "" if found.seconds is None else f", about {readable_time(found.seconds)}"
     stderr.print(
-        f"{counted(found.results, 'result')} would be written to {wanted.folder}/: {found.megapixels:.1f} megapixels{minutes}, "
-        f"about {found.disk / 1e6:.1f} MB ({free / 1e9:.1f} GB are free)",
+        f"{counted(found.results, 'result')} would be written to {wanted.folder}/: "
+        f"{found.megapixels:.1f} megapixels{minutes}, about {found.disk / 1e6:.1f} MB ({free / 1e9:.1f} GB are free)",
         markup=False,
     )
     if found.unreadable:

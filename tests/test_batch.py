@@ -439,6 +439,22 @@ class TestMore:
         contact_sheet(tmp_path, tmp_path / "sheet.html")
         assert "t?xt.png, s" in (tmp_path / "sheet.html").read_text(encoding="utf-8")
 
+    def test_a_name_in_no_encoding_is_written_as_it_is(self, weights, tmp_path):
+        name = b"t\xe4xt.png"
+        try:
+            noise(20, 20).save(tmp_path / "a.png")
+            (tmp_path / "a.png").rename(tmp_path / os.fsdecode(name))
+        except OSError:
+            pytest.skip("the file system takes no such names")
+        env = {
+            **os.environ,
+            "STYLEAPP_WEIGHTS": str(weights),
+            "PYTHONIOENCODING": "utf-8:strict",
+        }
+        command = [sys.executable, "-m", "styleapp", "stylize", ".", "-s", "great-wave", "--dry-run"]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, check=False)
+        assert done.returncode == 0 and done.stdout.startswith(name), done.stderr
+
     def test_a_full_disk(self, run, tree, tmp_path, monkeypatch):
         save = Image.Image.save
 

@@ -5,7 +5,9 @@ Exit codes: 0 all done, 1 an input failed, 2 usage. Heavy imports stand inside t
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -45,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point ``styleapp``; ``arguments`` in the place of those of the process."""
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = str(SPINS)  # is looked at when PyTorch is imported, which verbs do
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be in no encoding: they come out as they are
+        sys.stdout.reconfigure(errors="surrogateescape" if "utf" in sys.stdout.encoding else "backslashreplace")
     app(arguments)
 
 

@@ -63,10 +63,11 @@ _FORMATS = {
     ".gif": "GIF",
 }
 SUFFIXES = tuple(_FORMATS)
-ANIMATED = (".gif", ".webp")
+ANIMATED = (".gif", ".webp", ".png", ".avif")
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts")
 """Films, of which :mod:`styleapp.video` knows more."""
 
+_HOLDS_FRAMES = tuple(_FORMATS[suffix] for suffix in ANIMATED)
 _HOLDS_ALPHA = ("PNG", "WEBP", "TIFF", "AVIF", "HEIF")
 _HOLDS_METADATA = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF", "HEIF")
 _LOSSY = ("JPEG", "WEBP", "AVIF", "HEIF")
@@ -124,7 +125,7 @@ def frames_in(path: Path) -> int:
 
 @dataclass(frozen=True)
 class Animation:
-    """The frames of a GIF or WebP, each whole.
+    """The frames of a GIF, WebP, PNG or AVIF, each whole.
 
     Attributes:
         frames: pictures of one size.
@@ -145,7 +146,7 @@ def read_animation(source: str | os.PathLike[str] | bytes, max_pixels: int = MAX
     """
     with opened(source, max_pixels) as (image, name):
         count = getattr(image, "n_frames", 1)
-        if count == 1 or image.format not in ("GIF", "WEBP"):
+        if count == 1 or image.format not in _HOLDS_FRAMES:
             return None
         pixels = count * image.width * image.height
         if pixels > max_pixels:
@@ -333,24 +334,25 @@ def save_picture(picture: Picture | Image.Image, path: Path, *, quality: int = 9
 
 
 def save_animation(animation: Animation, path: Path, *, quality: int = 95) -> None:
-    """Write every frame to a GIF or WebP, with the durations and the loop of the animation.
+    """Write every frame to a GIF, WebP, PNG or AVIF, with the durations and the loop of the animation.
 
     Raises:
         OptionError: for another format.
         ImageError: if it cannot be written.
     """
     if path.suffix.lower() not in ANIMATED:
-        raise OptionError(f"{path}: an animation is written as {' or '.join(ANIMATED)}")
+        raise OptionError(f"{path}: an animation is written as {', '.join(ANIMATED)}")
     first, *rest = (to_pil(frame) for frame in animation.frames)
     options: dict[str, Any] = {"save_all": True, "append_images": rest, "duration": list(animation.durations)}
     if animation.loop is not None:
         options["loop"] = animation.loop
-    if path.suffix.lower() == ".gif":
+    fmt = _FORMATS[path.suffix.lower()]
+    if fmt == "GIF":
         options |= {"disposal": 2} if first.mode == "RGBA" else {}
     else:
-        options |= {"quality": quality, "method": 4, "icc_profile": srgb_profile()}
+        options |= _save_options(first, fmt, quality)
     with writing(path, len(animation.frames) * first.width * first.height) as temporary:
-        first.save(temporary, format=_FORMATS[path.suffix.lower()], **options)
+        first.save(temporary, format=fmt, **options)
 
 
 def save_rgb(rgb: torch.Tensor, path: Path) -> None:

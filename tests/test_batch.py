@@ -21,6 +21,7 @@ from styleapp.batch.plan import ENLARGING
 from styleapp.batch.sheet import contact_sheet
 from styleapp.cli.folders import speed_of
 from styleapp.errors import ImageError, OptionError
+from styleapp.files import read_animation
 from styleapp.options import Options
 from styleapp.pipeline import StyleTransfer
 
@@ -431,6 +432,24 @@ class TestMore:
         assert code == 1 and "no: the output folder does not exist" in err
         code, _, err = run("report", "out", "--sheet", "sheet.html")
         assert code == 1 and "exists already" in err
+
+    def test_moving_pictures_keep_their_frames(self, run, tmp_path):
+        """As when they are named; where the result cannot hold them, the first frame."""
+        (tmp_path / "in").mkdir()
+        frames = [noise(40, 40, seed=i) for i in range(3)]
+        for name in ("a.gif", "b.png"):
+            frames[0].save(tmp_path / "in" / name, save_all=True, append_images=frames[1:], duration=[50, 70, 90])
+        frames[0].save(tmp_path / "in" / "still.png")
+        assert run("stylize", "in", "-s", "great-wave", "-o", "out", "--batch-size", 2, *SIZE)[0] == 0
+        for name in ("a.gif", "b.png"):
+            assert run("stylize", f"in/{name}", "-s", "great-wave", "-o", f"alone-{name}", *SIZE)[0] == 0
+            made = read_animation(tmp_path / "out" / name.replace(".", "-great-wave."))
+            assert list(made.durations) == [50, 70, 90]
+            alone = read_animation(tmp_path / f"alone-{name}")
+            assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(made.frames, alone.frames, strict=True))
+        assert read_animation(tmp_path / "out" / "still-great-wave.png") is None
+        assert run("stylize", "in", "-s", "great-wave", "-o", "jpg", "--format", "jpg", *SIZE)[0] == 0
+        assert len(outputs(tmp_path / "jpg")) == 3
 
     def test_a_name_in_no_encoding_is_on_the_sheet(self, tmp_path):
         noise(20, 20).save(tmp_path / "a.png")

@@ -156,8 +156,8 @@ def test_threads_do_not_wait_for_work_for_long(run, monkeypatch):
 def test_frames_that_are_left_out_are_told(run, photo, tmp_path):
     frames = [noise(32, 40, seed=i) for i in range(3)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=50)
-    code, _, err = run("stylize", "a.gif", "-s", "great-wave", "-o", "a.png", *SIZE)
-    assert code == 0 and "a.gif: the first of 3 frames; .gif or .webp as a result keeps them all" in err
+    code, _, err = run("stylize", "a.gif", "-s", "great-wave", "-o", "a.jpg", *SIZE)
+    assert code == 0 and "a.gif: the first of 3 frames; .gif, .webp, .png, .avif as a result keep them all" in err
     assert "frames" not in run("stylize", "a.gif", "-s", "great-wave", "-o", "b.gif", *SIZE)[2]
     assert "frames" not in run("stylize", photo, "-s", "great-wave", "-o", "c.png", *SIZE)[2]
 

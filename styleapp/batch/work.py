@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 
 from styleapp.batch.plan import Job
 from styleapp.errors import ImageError, StyleError
-from styleapp.files import read_image, save_picture
+from styleapp.files import ANIMATED, Animation, read_animation, read_image, save_animation, save_picture
 from styleapp.images import MAX_PIXELS, Picture
 from styleapp.options import Options
 from styleapp.pipeline import StyleTransfer
@@ -89,8 +89,13 @@ class Done:
 class _Read:
     task: Task
     digest: str
-    picture: Picture
+    picture: Picture | Animation
     seconds: float
+
+    @property
+    def shape(self) -> object:
+        """What photos have in common that go through the network at once; a moving one goes alone."""
+        return self.task.job.target if isinstance(self.picture, Animation) else self.picture.pixels.shape
 
 
 class Worker:
@@ -150,7 +155,7 @@ class Worker:
                     if isinstance(found, Done):
                         yield found
                         continue
-                    bucket = buckets.setdefault(found.picture.pixels.shape, [])
+                    bucket = buckets.setdefault(found.shape, [])
                     bucket.append(found)
                     held = sum(map(len, buckets.values()))
                     if len(bucket) < self.batch_size and (reading or more) and held < 4 * self.batch_size:
@@ -174,19 +179,31 @@ class Worker:
             if digest == task.known:
                 return Done(task.job, digest, skipped=True)
             try:
-                picture = self.transfer.fit(read_image(data, self.settings.max_pixels), self.settings.options)
+                picture = self._picture(task.job, data)
             except ImageError as error:
                 raise ImageError(str(error).replace("image data", str(task.job.photo), 1)) from None
         except Exception as error:
             return Done(task.job, digest, error=_told(error, task.job))
         return _Read(task, digest, picture, time.perf_counter() - start)
 
-    def _stylize(self, group: list[_Read]) -> Iterator[tuple[_Read, tuple[Picture, float] | Done]]:
+    def _picture(self, job: Job, data: bytes) -> Picture | Animation:
+        """All frames, where there are several that the result can hold."""
+        most = self.settings.max_pixels
+        moving = job.photo.suffix.lower() in ANIMATED and job.target.suffix.lower() in ANIMATED
+        film = read_animation(data, most) if moving else None
+        return film or self.transfer.fit(read_image(data, most), self.settings.options)
+
+    def _stylize(self, group: list[_Read]) -> Iterator[tuple[_Read, tuple[Picture | Animation, float] | Done]]:
         start = time.perf_counter()
         options = self.settings.options
         try:
             styles = [self._style(read.task.job.style) for read in group]
-            results = self.transfer.pictures([read.picture for read in group], styles, options)
+            results: Sequence[Picture | Animation]
+            if isinstance(film := group[0].picture, Animation):
+                results = [self.transfer.animate(film, styles[0], options)]
+            else:
+                stills = [read.picture for read in group if isinstance(read.picture, Picture)]
+                results = self.transfer.pictures(stills, styles, options)
         except Exception as error:
             if len(group) > 1:  # find out whose fault it is
                 for read in group:
@@ -197,12 +214,15 @@ class Worker:
         seconds = (time.perf_counter() - start) / len(group)
         yield from ((read, (result, seconds)) for read, result in zip(group, results, strict=True))
 
-    def _write(self, read: _Read, picture: Picture, seconds: float) -> Done:
+    def _write(self, read: _Read, picture: Picture | Animation, seconds: float) -> Done:
         start = time.perf_counter()
         job = read.task.job
         try:
             job.target.parent.mkdir(parents=True, exist_ok=True)
-            save_picture(picture, job.target, quality=self.settings.quality)
+            if isinstance(picture, Animation):
+                save_animation(picture, job.target, quality=self.settings.quality)
+            else:
+                save_picture(picture, job.target, quality=self.settings.quality)
         except Exception as error:
             return Done(job, read.digest, error=_told(error, job))
         return Done(job, read.digest, read.seconds + seconds + time.perf_counter() - start)

@@ -292,7 +292,7 @@ def stylize_file(
 ) -> Made:
     """Read, stylize, write.
 
-    A GIF or WebP of several frames becomes one where the result can hold them.
+    What has several frames becomes a file of as many where the result can hold them.
     """
     from styleapp.files import ANIMATED, frames_in, read_animation, save_animation, save_picture
     from styleapp.large import LargePicture, save_large
@@ -324,7 +324,7 @@ def stylize_file(
         rendered = time.perf_counter()
         notes.append(picture.metadata.note)
         if isinstance(photo, Path) and not moving and (count := frames_in(photo)) > 1:
-            notes.append(f"the first of {count} frames; {' or '.join(ANIMATED)} as a result keeps them all")
+            notes.append(f"the first of {count} frames; {', '.join(ANIMATED)} as a result keep them all")
         del picture  # of a large photo there is no room for the copy that an encoder makes besides
         if isinstance(result, LargePicture):
             notes.append(save_large(result, target, quality=quality))

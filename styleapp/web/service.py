@@ -20,7 +20,7 @@ import gradio as gr
 from PIL import Image
 
 from styleapp.errors import OptionError, StyleError, unknown_name
-from styleapp.files import save_picture
+from styleapp.files import frames_in, save_picture
 from styleapp.images import Metadata, Picture, from_pil, on_white, to_pil
 from styleapp.memory import release_freed_memory, resident
 from styleapp.options import Options
@@ -210,6 +210,9 @@ class Service:
             start = time.perf_counter()
             picture = self.transfer.fit(photo, options)
             seconds = time.perf_counter() - start
+            notes = [picture.metadata.note]
+            if (frames := frames_in(Path(photo))) > 1:
+                notes.append(f"this is the first of {frames} frames; the command line stylizes all")
             if style is not None and not regions and self.together.most > 1:
                 result, working = self.together.picture(picture, style, options, turn)
             else:
@@ -220,7 +223,8 @@ class Service:
             seconds += working
         height, width = result.size
         where = f"{self.transfer.device}, {self.transfer.precision}"
-        return shown(picture), to_pil(result), f"{width} × {height} px in {seconds:.2f} s ({where})"
+        about = "; ".join([f"{width} × {height} px in {seconds:.2f} s ({where})", *(note for note in notes if note)])
+        return shown(picture), to_pil(result), about
 
     def preview(
         self, photo: str | None, style: Style | None, options: Options, regions: Any = ()

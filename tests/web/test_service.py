@@ -99,6 +99,14 @@ def test_what_goes_wrong_with_one_is_its_own(transfer, photos, monkeypatch):
     assert service.counts["stylize", "done"] == 2 and service.counts["stylize", "refused"] == 2
 
 
+def test_what_was_left_out_of_a_photo_is_told(service, tmp_path):
+    frames = [noise(40, 40, seed=i) for i in range(3)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "b.gif")
+    assert "; this is the first of 3 frames" in service.stylize(str(tmp_path / "a.gif"), "great-wave", OPTIONS)[2]
+    assert service.stylize(str(tmp_path / "b.gif"), "great-wave", OPTIONS)[2].endswith(")")
+
+
 def test_one_at_a_time_on_a_cpu(transfer, photos):
     service = Service(transfer)
     assert service.queue == {"concurrency_id": "model", "concurrency_limit": 1}

@@ -34,6 +34,7 @@ __all__ = [
     "atomic_path",
     "check_output",
     "check_place",
+    "check_size",
     "example_photos",
     "frames_in",
     "header",
@@ -71,6 +72,9 @@ _HOLDS_FRAMES = tuple(_FORMATS[suffix] for suffix in ANIMATED)
 _HOLDS_ALPHA = ("PNG", "WEBP", "TIFF", "AVIF", "HEIF")
 _HOLDS_METADATA = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF", "HEIF")
 _LOSSY = ("JPEG", "WEBP", "AVIF", "HEIF")
+_LONGEST = {"JPEG": 65500, "WEBP": 16383, "GIF": 65535, "AVIF": 65536, "HEIF": 65535}
+"""Pixels of a side that a format, or what writes it here, can hold."""
+
 PNG_LEVEL = 4
 """Of zlib's compression: its own level, 6, makes hardly smaller files and takes clearly longer."""
 
@@ -293,6 +297,19 @@ def check_place(path: Path, overwrite: bool = False) -> None:
         raise ImageError(f"{path.parent}: the output folder does not exist")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise ImageError(f"{path.parent}: the output folder is not writable")
+
+
+def check_size(path: Path, size: tuple[int, int]) -> None:
+    """Refuse a format that holds no picture of this (height, width), before any work is done.
+
+    Raises:
+        ImageError: with the sides that it can hold.
+    """
+    fmt = _format_of(path)
+    most = _LONGEST.get(fmt, max(size))
+    if max(size) > most:
+        result = f"the result has {size[1]}x{size[0]}; PNG and TIFF hold it"
+        raise ImageError(f"{path}: {fmt} holds sides of at most {most} pixels, {result}")
 
 
 def save_picture(picture: Picture | Image.Image, path: Path, *, quality: int = 95) -> str:

@@ -265,6 +265,17 @@ def test_the_plain_network_of_the_benchmark_is_the_same_network(transfer):
     assert float((found[..., :40, :32] - wanted).abs().max()) < 1e-4 * float(wanted.abs().max())  # which is 20 to 40
 
 
+def test_a_format_that_cannot_hold_the_result_is_refused_before_the_work(run, tmp_path, monkeypatch):
+    Image.new("RGB", (16400, 16)).save(tmp_path / "wide.png")
+    monkeypatch.setattr("styleapp.pipeline.StyleTransfer.picture", lambda *_, **__: pytest.fail("work was done"))
+    code, _, err = run("stylize", "wide.png", "-s", "great-wave", "-o", "wide.webp", *SIZE)
+    assert code == 1 and "WEBP holds sides of at most 16383 pixels, the result has 16400x16" in err
+    (tmp_path / "in").mkdir()
+    (tmp_path / "wide.png").rename(tmp_path / "in" / "wide.png")
+    code, _, err = run("stylize", "in", "-s", "great-wave", "-o", "out", "--format", "webp", *SIZE)
+    assert code == 1 and "at most 16383 pixels" in err
+
+
 def test_evaluate(run, folders):
     content, style = folders
     rows = json.loads(run("evaluate", "--content", content, "--style", style, "--size", 32, "--json")[1])

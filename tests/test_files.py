@@ -196,6 +196,19 @@ def test_a_full_disk_is_told_with_what_was_needed(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("suffix", "most"), [(".webp", 16383), (".jpg", 65500), (".avif", 65536), (".gif", 65535)])
+def test_sides_that_a_format_can_hold(tmp_path, suffix, most):
+    """What is refused could not be written, and what is not can be."""
+    path = tmp_path / f"a{suffix}"
+    files.check_size(path, (16, most))
+    with pytest.raises(ImageError, match=f"at most {most} pixels, the result has {most + 1}x16; PNG and TIFF"):
+        files.check_size(path, (16, most + 1))
+    save_picture(Image.new("RGB", (most, 16)), path)
+    with pytest.raises(ImageError, match="cannot be written"):
+        save_picture(Image.new("RGB", (most + 1, 16)), path)
+    files.check_size(path.with_suffix(".png"), (16, 10**6))
+
+
 class TestAnimation:
     def film(self, path, frames=4, **options):
         images = [noise(40, 56, seed=i) for i in range(frames)]

@@ -14,7 +14,7 @@ import torch
 
 from styleapp.batch.plan import Job
 from styleapp.errors import ImageError, StyleError
-from styleapp.files import ANIMATED, Animation, read_animation, read_image, save_animation, save_picture
+from styleapp.files import ANIMATED, Animation, check_size, read_animation, read_image, save_animation, save_picture
 from styleapp.images import MAX_PIXELS, Picture
 from styleapp.options import Options
 from styleapp.pipeline import StyleTransfer
@@ -190,8 +190,11 @@ class Worker:
         """All frames, where there are several that the result can hold."""
         most = self.settings.max_pixels
         moving = job.photo.suffix.lower() in ANIMATED and job.target.suffix.lower() in ANIMATED
-        film = read_animation(data, most) if moving else None
-        return film or self.transfer.fit(read_image(data, most), self.settings.options)
+        if film := read_animation(data, most) if moving else None:
+            return film
+        picture = self.transfer.fit(read_image(data, most), self.settings.options)
+        check_size(job.target, picture.size)
+        return picture
 
     def _stylize(self, group: list[_Read]) -> Iterator[tuple[_Read, tuple[Picture | Animation, float] | Done]]:
         start = time.perf_counter()

@@ -294,7 +294,7 @@ def stylize_file(
 
     What has several frames becomes a file of as many where the result can hold them.
     """
-    from styleapp.files import ANIMATED, frames_in, read_animation, save_animation, save_picture
+    from styleapp.files import ANIMATED, check_size, frames_in, read_animation, save_animation, save_picture
     from styleapp.large import LargePicture, save_large
 
     notes: list[str] = []
@@ -311,6 +311,7 @@ def stylize_file(
         size = done.frames[0].size
     else:
         picture = transfer.fit(photo, options, on_disk=True)
+        check_size(target, picture.size)
         read = time.perf_counter()
         with progress_bar("stylizing") as advance:  # moves tile by tile
             result = transfer.picture(

@@ -592,8 +592,7 @@ def test_regions_of_a_conditional_network_are_cut_from_whole_pictures(tile):
     assert torch.equal(found[:, :, :20], p.rgb[:, :, :20])
 
 
-@pytest.mark.parametrize(("side", "tile"), [(64, 16), (90, 24), (141, 64)])
-@pytest.mark.parametrize("transparency", [False, True])
+@pytest.mark.parametrize(("side", "tile", "transparency"), [(64, 16, True), (90, 24, True), (141, 64, False)])
 def test_the_shipped_conditional_network_tiled_equals_untiled(side, tile, transparency):
     transfer = StyleTransfer("cpu", "fp32")
     network = transfer.networks.of("cin")

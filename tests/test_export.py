@@ -58,7 +58,7 @@ def test_one_style(transfer, tmp_path, norm, alpha):
 
 @pytest.mark.long
 @new_enough
-@pytest.mark.parametrize("norm", ["auto", "adain", "cin"])
+@pytest.mark.parametrize("norm", ["auto", "cin"])
 def test_any_painting(foreseeing, tmp_path, norm):
     about = export_onnx(foreseeing, tmp_path / "any.onnx", options=Options(norm=norm))
     assert about["norm"] == ("adain" if norm == "auto" else norm)

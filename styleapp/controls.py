@@ -64,6 +64,12 @@ class Matching:
     over: Over = "instance"
     num_groups: int | None = None
 
+    def above(self, num_channels: int) -> Matching:
+        """What is matched at a layer above, of so many channels: moments always, of groups as far as they divide."""
+        if self.kind != "moments" or self.num_groups is None:
+            return self if self.kind == "moments" else Matching()
+        return replace(self, num_groups=math.gcd(self.num_groups, num_channels))
+
 
 def parse_norm(text: str, num_channels: int) -> Matching:
     """One of :data:`styleapp.options.NORM_NAMES`; "cin", "in" and "decoder:bn" match each channel, as "adain" does.

@@ -60,7 +60,7 @@ def render(
 
         y = D(f + Σ w_k (T_k(f) - f)) + (1 - Σ w_k) · (photo - D(f))
 
-    For one code and w = α that is section 7.3 of Huang and Belongie (2017); the second term gives back what
+    and so for every layer of the encoder that the decoder sees, each with its own T_k. For one code and w = α that is section 7.3 of Huang and Belongie (2017); the second term gives back what
     the decoder loses of the photo where no style is, so that a strength of 0 is the photo itself. What a code tells
     the decoder's convolutions is shared out alike: Σ w_k β_k is added to what they give.
 
@@ -109,13 +109,19 @@ def render(
         parts = [
             s.to(device).split(stylizer.parts) if isinstance(s := layer.style, StyleCode) else s for layer in layers
         ]
-        transforms = [transform(of_style[last], content, matching, stylizer.eps) for of_style in parts]
+
+        def norm(layer: str, found: Content, matching: Matching) -> Transform:
+            transforms = [transform(of_style[layer], found, matching, stylizer.eps) for of_style in parts]
+            stride = stylizer.encoder.stride_of(layer)
+            return lambda x, w: _blended(x, transforms, shares_of(w), w, stride)
+
         told = [stylizer.told(of_style) for of_style in parts]
         norms = Norms(
             stylizer,
             picture,
-            lambda x, w: _blended(x, transforms, shares_of(w), w),
+            norm(last, content, matching),
             {},
+            besides={name: norm(name, Content(m), matching.above(m.mean.shape[1])) for name, m in content.besides.items()},
             shifts=lambda w: _shifts(told, shares_of(w), stylizer.decoder.strides, w),
         )
         passes = Passes(stylizer, norms, plan, seen)
@@ -188,19 +194,22 @@ def _after_tile(forget: Sequence[Callable[[], None]], progress: Progress, total:
     return done
 
 
-def _blended(x: Tensor, transforms: Sequence[Transform], shares: Sequence[float | Tensor], w: Window) -> Tensor:
+def _blended(
+    x: Tensor, transforms: Sequence[Transform], shares: Sequence[float | Tensor], w: Window, stride: int
+) -> Tensor:
     """f + Σ w_k (T_k(f) - f), in float32 where more than one style takes part.
 
     Args:
         x: the features of ``w``.
         shares: w_k over the pixels of the window.
+        stride: pixels between features.
     """
     if len(transforms) == 1 and _everywhere(shares[0], 1):
         return transforms[0](x, w)
     blended = x.float()
     for styled, share in zip(transforms, shares, strict=True):
         if isinstance(share, Tensor):
-            share = pooled(share, 8, x.shape[-2:]).to(x.device)  # noqa: PLW2901
+            share = pooled(share, stride, x.shape[-2:]).to(x.device)  # noqa: PLW2901
         if not _everywhere(share, 0):
             blended = blended + share * (styled(x, w).float() - x.float())
     return blended.to(x.dtype)

@@ -178,6 +178,7 @@ class TrainOptions:
         identity_weight: weight of the pixel loss on identity samples.
         grid_weight: weight of the loss against detail that is tied to cells of 4x4 and 8x8 pixels, the encoder's grid.
         equivariance_weight: weight of the loss against detail that does not follow a photo that is turned or shifted.
+        skips: layers of the encoder that the decoder sees besides, of relu1_1,relu2_1,relu3_1; empty for none.
         identity_share: share of samples in which the photo is its own style.
         clip: largest gradient norm.
         ema: decay of the average of the weights, which is what is saved.
@@ -198,6 +199,7 @@ class TrainOptions:
     identity_weight: float = 20.0
     grid_weight: float = 0.0
     equivariance_weight: float = 0.0
+    skips: str = "relu1_1,relu2_1"
     identity_share: float = 0.15
     clip: float = 5.0
     ema: float = 0.999
@@ -221,6 +223,9 @@ class TrainOptions:
             raise OptionError(f"ema must be from 0 to below 1, got {self.ema:g}")
         if self.upsampling not in UPSAMPLINGS:
             raise unknown_name("upsampling", self.upsampling, UPSAMPLINGS)
+        for name in filter(None, self.skips.split(",")):
+            if name not in SKIPS:
+                raise unknown_name("skip", name, SKIPS)
 
 
 @dataclass(frozen=True)
@@ -263,7 +268,6 @@ class ConditionalOptions(TrainOptions):
             layers, a twentieth.
         further_share: share of samples whose style is one of them.
         pattern_share: share of those that are drawn by us.
-        skips: layers of the encoder that the decoder sees besides, of relu1_1,relu2_1,relu3_1; empty for none.
     """
 
     steps: int = 30_000
@@ -272,10 +276,3 @@ class ConditionalOptions(TrainOptions):
     predictor_lr: float = 3e-4
     further_share: float = 0.7
     pattern_share: float = 0.05
-    skips: str = "relu1_1,relu2_1"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in filter(None, self.skips.split(",")):
-            if name not in SKIPS:
-                raise unknown_name("skip", name, SKIPS)

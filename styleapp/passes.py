@@ -8,7 +8,7 @@ them together do the work of one. In one piece there is nothing to repeat.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -51,6 +51,7 @@ class Content:
 
     Attributes:
         moments: of each channel over all positions, each counting as much as shows of it (:attr:`Picture.weight`).
+        besides: the same of the further layers that are normalised (:attr:`Stylizer.besides`), by their names.
         covariance: of the channels, where it was asked for.
         features: all of them, where they are kept.
         skips: features of the layers that the decoder sees besides, where these are kept: in one piece.
@@ -60,6 +61,7 @@ class Content:
     """
 
     moments: Moments
+    besides: Mapping[str, Moments] = field(default_factory=dict)
     covariance: Tensor | None = None
     features: Tensor | None = field(default=None, repr=False)
     weight: Tensor | None = field(default=None, repr=False)
@@ -81,11 +83,12 @@ def measure_content(
     device = next(stylizer.parameters()).device
     cells = cells_of(picture.size)
     channels = stylizer.encoder.num_channels
-    parts: list[Moments] = []
     weights = _Weights(picture)
     second = torch.zeros(channels, channels, dtype=torch.float64) if matching.kind in COVARIANCE else None
     last = stylizer.encoder.last
-    besides = stylizer.decoder.skips_between(None, None) if plan.keep else []
+    measured = [*stylizer.besides, last]
+    parts: dict[str, list[Moments]] = {name: [] for name in measured}
+    looked = {*measured, *(stylizer.decoder.skips_between(None, None) if plan.keep else [])}
     skips: dict[str, Tensor] = {}
     kept: _Kept | None = None
     keep = plan.keep
@@ -100,35 +103,39 @@ def measure_content(
 
     def work(w: Window) -> None:
         nonlocal skips, kept
-        skips = _encode(stylizer, picture, w, [*besides, last] if w.size == cells else [last])
-        features = skips.pop(last)
-        weight = None
-        if second is None:
-            weight = weights(w, 8, features)
-        else:  # weights make directions of tiny variance, which these would blow up: there all positions count alike
+        layers = _encode(stylizer, picture, w, list(looked) if w.size == cells else measured)
+        for name in measured:
+            weight = None
+            if name != last or second is None:
+                weight = weights(w, stylizer.encoder.stride_of(name), layers[name])
+            parts[name].extend(_moments(layers[name], weight))
+        features = layers.pop(last)
+        if second is not None:  # weights make directions of tiny variance, which these would blow up: all count alike
             flat = features[0].flatten(1).double()
             second.add_((flat @ flat.T).cpu())
         if keep and w.size == cells:
-            kept = _Kept(features)
+            kept, skips = _Kept(features), layers
         elif keep:
             if kept is None:  # a tile of everything did not fit
                 make_room()
             if kept is not None:
                 kept.output[w.index] = features
                 kept.forget()
-        parts.extend(_moments(features, weight))
 
     each(windows(cells, plan.tile), work, note, plan.tidy_above, done)
-    total = merge(*parts)
+    totals = {name: merge(*of_layer) for name, of_layer in parts.items()}
+    total = totals[last]
     covariance = None
     if second is not None:
         mean = total.mean.flatten().cpu()
         covariance = (second / total.count - torch.outer(mean, mean))[None].to(device)
-    m = Moments(total.count, total.mean.float(), total.var.float())
+    found = {name: Moments(m.count, m.mean.float(), m.var.float()) for name, m in totals.items()}
     everything = Window(0, 0, *cells)
+    content = Content(found.pop(last), found, covariance)
     if kept is None:
-        return Content(m, covariance)
-    return Content(m, covariance, kept.output, weights(everything, 8, kept.output), skips, kept.forget)
+        return content
+    weight = weights(everything, 8, kept.output)
+    return replace(content, features=kept.output, weight=weight, skips=skips, forget=kept.forget)
 
 
 def shared_moments(
@@ -210,6 +217,7 @@ class Norms:
     Args:
         first: the norm of the features.
         inside: the codes of those in the decoder, by the names of their layers.
+        besides: the norms of further layers of the encoder that the decoder sees, by their names.
         steady: what is taken for the moments of these.
         shifts: what the convolutions of the decoder get besides in a window.
         int8: the decoder in integers for these codes, where it is to be taken; ``first`` is its norm then too.
@@ -223,9 +231,11 @@ class Norms:
         inside: Mapping[str, StyleCode],
         steady: Steady = lambda name, found: found,
         *,
+        besides: Mapping[str, Transform] | None = None,
         shifts: Callable[[Window], Mapping[str, Tensor]] = lambda w: {},
         int8: Int8Decoder | None = None,
     ) -> None:
+        self.besides = besides or {}
         self.int8 = int8
         self.decoder = stylizer.decoder
         self.eps = stylizer.eps
@@ -269,6 +279,8 @@ class Norms:
             x = self.first(x, w)
         if self.int8 is not None:
             return self.int8(x, norm, until, after, skips)
+        if self.besides:
+            skips = {name: self.besides[name](skips[name], w) for name in self.decoder.skips_between(after, until)}
         result: Tensor = self.decoder(x, norm if self.codes else None, until, after, skips, self.shifts(w))
         return result
 

@@ -322,7 +322,8 @@ class StyleTransfer:
             )
         frames = [self._fitted(frame, options) for frame in film.frames]
         parts = [self.measure_content(frame, options, keep=False) for frame in frames]
-        shared = Content(merge(*(part.moments for part in parts)))
+        besides = {name: merge(*(part.besides[name] for part in parts)) for name in parts[0].besides}
+        shared = Content(merge(*(part.moments for part in parts)), besides)
         code = partial(self.styles.code, style_size=options.style_size, norm=options.norm, refine=options.refine)
         style = None if style is None else code(style)
         regions = [(mask, code(of_region), alpha) for mask, of_region, alpha in regions]

@@ -138,8 +138,9 @@ def stylize_frames(
             continue
         for photo, share in zip(photos, shares, strict=True):
             content = transfer.measure_content(photo, options)
-            content = replace(content, moments=smoother("", content.moments, share))
             steady = partial(smoother, share=share)
+            besides = {name: steady(name, found) for name, found in content.besides.items()}
+            content = replace(content, moments=steady("", content.moments), besides=besides)
             yield transfer.picture(photo, code, options, content=content, steady=[steady])
 
 

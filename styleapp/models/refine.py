@@ -111,16 +111,15 @@ def _units(stylizer: Stylizer, code: StyleCode, features: Tensor, skips: Skips) 
     if stylizer.shifts is None:
         return type(code)(torch.ones_like(code.gamma), code.gamma)
     parts = code.split(stylizer.parts)
-    last = stylizer.encoder.last
     features = features.expand(len(code.gamma), -1, -1, -1)
-    units = {last: torch.zeros_like(parts[last].beta)}
+    units = {name: torch.zeros_like(part.beta) for name, part in parts.items()}
 
     def listen(name: str, x: Tensor) -> Tensor:
         units[name] = x.float().std((1, 2, 3), keepdim=True).expand_as(parts[name].beta)
         return x
 
-    told = stylizer.told(parts)
-    stylizer.decoder(stylizer.apply_code(features, parts[last]), listen, skips=skips, shifts=told)
+    x, skips = stylizer.normalised(features, skips, parts)
+    stylizer.decoder(x, listen, skips=skips, shifts=stylizer.told(parts))
     beta = torch.cat([units[name] for name in parts], 1)
     return type(code)(torch.zeros_like(beta), beta)
 

@@ -119,8 +119,9 @@ class Stylizer(nn.Module):
     With ``conditional`` there is a norm after each hidden convolution of the decoder too: the network of conditional
     instance norm (Dumoulin et al. 2017), whose codes are learned, and of instance norm where there is only one. Where
     its decoder sees the photo at further layers (``decoder.skips``), what takes features takes these ``skips`` too.
-    With ``shifts`` the decoder is told more of the painting: a code then has, behind γ and β at relu4_1, for each
-    hidden convolution of the decoder a β that is added to its output, and a γ of 0: nothing is scaled there.
+    Without, each of these layers goes through an AdaIN of its own (Sheng et al. 2018): a code then has, behind γ and β at
+    relu4_1, those at these layers. With ``shifts`` the decoder is told more of the painting: behind these, a code has
+    for each hidden convolution of the decoder a β that is added to its output, and a γ of 0: nothing is scaled there.
 
     Holds nothing that depends on a request, but what was made of the last codes (:meth:`int8_decoder`). Images are RGB
     in [0,1], (N, 3, H, W), H and W >= 16.
@@ -160,9 +161,15 @@ class Stylizer(nn.Module):
         return bottleneck | self.decoder.hidden if self.conditional else bottleneck
 
     @property
+    def besides(self) -> dict[str, int]:
+        """The channels of each further layer of the encoder that is normalised for the decoder, by its name."""
+        seen = () if self.conditional else self.decoder.skips.values()
+        return {name: channels for name, channels in self.encoder.layer_channels.items() if name in seen}
+
+    @property
     def parts(self) -> dict[str, int]:
         """The channels of each part of a code, by the name of its layer: of each norm, and what the decoder is told."""
-        return self.norms if self.shifts is None else self.norms | self.decoder.hidden
+        return self.norms | self.besides | ({} if self.shifts is None else self.decoder.hidden)
 
     @property
     def code_channels(self) -> int:
@@ -171,7 +178,8 @@ class Stylizer(nn.Module):
 
     def takes(self, code: StyleCode) -> bool:
         """Whether it is a code of such a network: of so many channels, and with norms behind the first or without."""
-        scaled = bool(code.gamma[:, self.encoder.num_channels :].any())
+        told = 0 if self.conditional else sum(self.besides.values())
+        scaled = bool(code.gamma[:, self.encoder.num_channels + told :].any())
         return code.num_channels == self.code_channels and scaled == self.conditional
 
     @property
@@ -197,7 +205,7 @@ class Stylizer(nn.Module):
         At the norms inside the decoder, of what the decoder makes of the painting itself: with this code every
         norm is the identity on the painting. A predictor, where there is one, changes it as learning would.
         """
-        if self.predictor is None and self.shifts is None:
+        if self.conditional and self.predictor is None:
             features, skips = self.encode(image)
             return self.measured(features, weight, skips)
         layers = self.encoder.features(image)
@@ -211,11 +219,12 @@ class Stylizer(nn.Module):
     def predicted(
         self, seen: Sequence[StyleCode], refine: int = 0, refining: Callable[[], None] = lambda: None
     ) -> StyleCode:
-        """As :meth:`measure`, with ``shifts``, for a painting with these codes at relu1_1 to relu4_1."""
-        assert self.shifts is not None
-        beta = self.shifts(StyleCode.join(seen[:-1]))
-        found = StyleCode.join([seen[-1], StyleCode(torch.zeros_like(beta), beta)])
-        return self._refined(found, seen, refine, refining)
+        """As :meth:`measure`, of a network of AdaIN, for a painting with these codes at relu1_1 to relu4_1."""
+        found = [seen[-1], *(code for name, code in zip(STYLE_LAYERS, seen, strict=True) if name in self.besides)]
+        if self.shifts is not None:
+            beta = self.shifts(StyleCode.join(seen[:-1]))
+            found.append(StyleCode(torch.zeros_like(beta), beta))
+        return self._refined(StyleCode.join(found), seen, refine, refining)
 
     @property
     def probe(self) -> Tensor | None:
@@ -252,11 +261,11 @@ class Stylizer(nn.Module):
         """Features at ``layers``, in network order.
 
         Unless ``exact``, by :attr:`int8` where there is one: all but the last then are whole numbers, as the decoder
-        takes them too.
+        of a conditional network takes them too.
         """
         if exact or self.int8 is None:
             return self.encoder.features(image, layers)
-        return self.int8.features(image, layers, next(self.parameters()).dtype, whole=True)
+        return self.int8.features(image, layers, next(self.parameters()).dtype, whole=self.conditional)
 
     def use_int8(self, encoder: Int8Encoder) -> None:
         """From now on photos go through this encoder."""
@@ -362,9 +371,31 @@ class Stylizer(nn.Module):
         def norm(name: str, x: Tensor) -> Tensor:
             return self.apply_code(x, codes[name], alpha, None if seen is None else seen(name, x))
 
+        x, skips = self.normalised(features, skips or {}, codes, alpha, seen)
         told = self.told(codes, alpha)
-        picture: Tensor = self.decoder(norm(first, features), norm if inside else None, skips=skips, shifts=told)
+        picture: Tensor = self.decoder(x, norm if inside else None, skips=skips, shifts=told)
         return picture
+
+    def normalised(
+        self,
+        features: Tensor,
+        skips: Skips,
+        codes: Mapping[str, StyleCode],
+        alpha: float | Tensor = 1.0,
+        seen: Callable[[str, Tensor], Moments] | None = None,
+    ) -> tuple[Tensor, Skips]:
+        """What the decoder gets of a photo: features through the norms that lie before it.
+
+        Args:
+            codes: of each of these norms at least, by its name.
+            seen: as for :meth:`restyled`.
+        """
+
+        def norm(name: str, x: Tensor) -> Tensor:
+            return self.apply_code(x, codes[name], alpha, None if seen is None else seen(name, x))
+
+        found = {name: norm(name, f) if name in self.besides else f for name, f in skips.items()}
+        return norm(self.encoder.last, features), found
 
     def _in_integers(
         self,

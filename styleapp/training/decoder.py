@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torchvision.utils import make_grid
 
 from styleapp.models import Decoder, Encoder, ShiftPredictor, Stylizer, code_from_moments
+from styleapp.models.decoder import Skips
 from styleapp.models.losses import content_loss, grid_loss, style_loss
 from styleapp.models.predictor import PROBE_SIZE
+from styleapp.models.vgg import by_layer
 from styleapp.norms import moments
 from styleapp.options import DecoderOptions
 from styleapp.training.data import ImagePool, painting_crops
@@ -84,7 +86,8 @@ class _Run(Run):
     ) -> None:
         torch.manual_seed(options.seed)
         encoder.to(device)
-        decoder = new_decoder(encoder, options.width, options.norm, options.upsampling)
+        skips = [name for name in options.skips.split(",") if name]
+        decoder = new_decoder(encoder, options.width, options.norm, options.upsampling, skips)
         start = None if init is None else Start.read(init)
         if start is not None:
             start.fill_decoder(decoder)
@@ -134,6 +137,12 @@ class _Run(Run):
         pixel loss besides.
         """
         pairs, stylizer = self.options.pairs, self.stylizer
+
+        def normalised(features: Sequence[Tensor]) -> tuple[Tensor, Skips]:
+            """What the decoder gets of the photos' layers, with the moments of ``wanted``."""
+            each = {n: f.repeat(pairs, 1, 1, 1) for n, f in by_layer(features).items() if n in stylizer.besides}
+            return stylizer.normalised(features[-1].repeat(pairs, 1, 1, 1), each, by_layer(wanted))
+
         with torch.no_grad():
             features = self.encoder.features(photo)
             own = [tiled(code_from_moments(moments(f)), pairs) for f in features]
@@ -143,21 +152,21 @@ class _Run(Run):
                 where(identity, mine, paired(code, pairs).lerp(paired(code, pairs, 1), weight))
                 for mine, code in zip(own, theirs, strict=True)
             ]
-            target = stylizer.apply_code(features[-1].repeat(pairs, 1, 1, 1), wanted[-1])
+            target, skips = normalised(features)
         # Where no style is, nothing is told: with a strength of 0 a decoder knows nothing but the photo.
         shifts = {}
         if stylizer.shifts is not None:
             shifts = stylizer.told(stylizer.predicted(wanted).split(stylizer.parts), (~identity).float())
 
-        def decoded(target: Tensor) -> Tensor:
+        def decoded(target: Tensor, skips: Skips) -> Tensor:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
-                picture: Tensor = stylizer.decoder(target, shifts=shifts)
+                picture: Tensor = stylizer.decoder(target, skips=skips, shifts=shifts)
             return picture
 
         def stylize(moved: Tensor) -> Tensor:
-            return decoded(stylizer.apply_code(self.encoder(moved).repeat(pairs, 1, 1, 1), wanted[-1]))
+            return decoded(*normalised(self.encoder.features(moved)))
 
-        picture = decoded(target)
+        picture = decoded(target, skips)
         height, width = photo.shape[-2:]
         picture = picture[..., :height, :width]
         seen = self.encoder.features(picture)

@@ -8,7 +8,7 @@ import math
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,10 +18,11 @@ import torch
 import torch._inductor.config
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from styleapp.files import read_image
 from styleapp.images import Picture, quantized, to_pil
-from styleapp.models import Decoder, Encoder, StyleCode, Stylizer
+from styleapp.models import StyleCode, Stylizer
 from styleapp.models.recorded import Recorded
 from styleapp.norms import adain
 from styleapp.pipeline import RECORDED_BYTES, RECORDED_MOST, Options, StyleTransfer
@@ -142,44 +143,64 @@ def flops(stylizer: Stylizer, height: int, width: int) -> float:
             pixels *= 4
         else:
             total += 2 * pixels * stylizer.decoder.get_submodule(name).weight.numel()  # type: ignore[operator,union-attr]
+        if layer := stylizer.decoder.skips.get(name):
+            total += 2 * pixels * stylizer.decoder.get_parameter(f"skip_{layer}.weight").numel()
     return total
 
 
-def plain_network(stylizer: Stylizer, code: StyleCode) -> Callable[[Tensor, Tensor], Tensor]:
-    """The same network the way it is mostly published: (photo, painting's features) to a picture, in float32.
+def plain_network(stylizer: Stylizer, code: StyleCode) -> Callable[[Tensor, Mapping[str, Tensor]], Tensor]:
+    """The same network the way it is mostly published, in float32.
 
-    One ``nn.Sequential`` of reflection pads, convolutions, ReLUs and poolings, contiguous tensors, autograd's
-    defaults but for no_grad. What ``code`` tells the decoder lies in its biases.
+    Reflection pads, convolutions, ReLUs and poolings one after another, contiguous tensors, autograd's defaults but for
+    no_grad. What ``code`` tells the decoder lies in its biases.
+
+    Returns:
+        From a photo and the features of a painting, at the layers that are normalised, to a picture.
     """
     shifts = stylizer.told(code.split(stylizer.parts))
+    device = next(stylizer.parameters()).device
 
-    def layers(network: Encoder | Decoder) -> nn.Sequential:
-        parts: list[nn.Module] = []
-        for name in network.names:
-            if name == "M":
-                parts.append(nn.MaxPool2d(2, 2, 0, ceil_mode=True))
-            elif isinstance(network, Decoder) and name == "up":
-                parts.append(nn.Upsample(scale_factor=2, mode=network.upsampling))
-            else:
-                border = nn.ReplicationPad2d if parts and isinstance(parts[-1], nn.Upsample) else nn.ReflectionPad2d
-                own = network.get_submodule(name)
-                assert isinstance(own, nn.Conv2d)
-                conv = nn.Conv2d(own.in_channels, own.out_channels, 3)
-                conv.load_state_dict({k: v.detach().float().contiguous() for k, v in own.state_dict().items()})
-                if isinstance(network, Decoder) and name in shifts:
-                    assert conv.bias is not None
-                    conv.bias.data += shifts[name].flatten().cpu()
-                parts += [border(1), conv, nn.ReLU()]
-        if isinstance(network, Decoder):
-            parts.pop()
-        return nn.Sequential(*parts).to(next(network.parameters()).device)
+    def plain(own: nn.Module, shift: Tensor | None = None) -> nn.Conv2d:
+        assert isinstance(own, nn.Conv2d)
+        conv = nn.Conv2d(own.in_channels, own.out_channels, own.kernel_size[0], bias=own.bias is not None)
+        conv.load_state_dict({k: v.detach().float().contiguous() for k, v in own.state_dict().items()})
+        if shift is not None and conv.bias is not None:
+            conv.bias.data += shift.flatten().cpu()
+        return conv.to(device)
 
-    encoder, decoder = layers(stylizer.encoder), layers(stylizer.decoder)
+    encoder: dict[str, nn.Module] = {}
+    for i, name in enumerate(stylizer.encoder.names):
+        if name == "M":
+            encoder[f"pool {i}"] = nn.MaxPool2d(2, 2, 0, ceil_mode=True)
+        else:
+            conv = plain(stylizer.encoder.get_submodule(name))
+            encoder[name.replace("conv", "relu")] = nn.Sequential(nn.ReflectionPad2d(1), conv, nn.ReLU())
+    decoder: dict[str, nn.Module] = {}
+    border: type[nn.Module] = nn.ReflectionPad2d
+    for i, name in enumerate(stylizer.decoder.names):
+        if name == "up":
+            decoder[f"up {i}"] = nn.Upsample(scale_factor=2, mode=stylizer.decoder.upsampling)
+            border = nn.ReplicationPad2d
+        else:
+            conv = plain(stylizer.decoder.get_submodule(name), shifts.get(name))
+            decoder[name], border = nn.Sequential(border(1), conv), nn.ReflectionPad2d
+    seen = {n: plain(stylizer.decoder.get_submodule(f"skip_{n}")) for n in stylizer.besides}
 
     @torch.no_grad()
-    def run(photo: Tensor, style_features: Tensor) -> Tensor:
-        picture: Tensor = decoder(adain(encoder(photo), style_features))
-        return picture
+    def run(photo: Tensor, painting: Mapping[str, Tensor]) -> Tensor:
+        x, found = photo, {}
+        for name, layer in encoder.items():
+            x = layer(x)
+            if name in painting:
+                found[name] = adain(x, painting[name])
+        x = found[stylizer.encoder.last]
+        for name, layer in decoder.items():
+            x = layer(x)
+            if skip := stylizer.decoder.skips.get(name):
+                x = x + seen[skip](found[skip])
+            if name in stylizer.decoder.hidden:
+                x = F.relu(x)
+        return x
 
     return run
 
@@ -189,16 +210,16 @@ def _stages(transfer: StyleTransfer, photo: Image.Image, code: StyleCode, size: 
     file = io.BytesIO()
     photo.save(file, "JPEG", quality=95)
     image = read_image(file.getvalue()).rgb.to(device, memory_format=torch.channels_last)
-    features = stylizer.encoder(image)
+    encoded = stylizer.encode(image, exact=False)
     parts = code.split(stylizer.parts)
-    own, shifts = parts[stylizer.encoder.last], stylizer.told(parts)
-    target = stylizer.apply_code(features, own)
+    shifts = stylizer.told(parts)
+    target, skips = stylizer.normalised(*encoded, parts)
     done = transfer.stylize(photo, code, work_size=0)
     stages: dict[str, Callable[[], object]] = {
         "read JPEG": lambda: read_image(file.getvalue()),
         "encoder": lambda: stylizer.encode(image, exact=False),
-        "norm": lambda: stylizer.apply_code(features, own),
-        "decoder": lambda: stylizer.decoder(target, shifts=shifts),
+        "norm": lambda: stylizer.normalised(*encoded, parts),
+        "decoder": lambda: stylizer.decoder(target, skips=skips, shifts=shifts),
         "write JPEG": lambda: done.save(io.BytesIO(), "JPEG", quality=95, subsampling="4:4:4"),
     }
     return [_timed(name, size, run, device, runs) for name, run in stages.items()]
@@ -208,7 +229,10 @@ def _peers(transfer: StyleTransfer, photo: Image.Image, code: StyleCode, size: i
     """Seconds of each peer and of ours in turn, on one PIL image in and out; ratio = theirs / ours."""
     device = transfer.device
     plain = plain_network(transfer.networks.adain, code)
-    style = transfer.networks.adain.encoder(_scene(256).to(device, memory_format=torch.channels_last)).float()
+    encoder, besides = transfer.networks.adain.encoder, list(transfer.networks.adain.besides)
+    layers = [*besides, encoder.last]
+    seen = encoder.features(_scene(256).to(device, memory_format=torch.channels_last), layers)
+    style = {name: features.float() for name, features in zip(layers, seen, strict=True)}
 
     def published() -> object:
         array = torch.frombuffer(bytearray(photo.tobytes()), dtype=torch.uint8).view(1, size, size, 3)

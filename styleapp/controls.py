@@ -65,10 +65,11 @@ class Matching:
     num_groups: int | None = None
 
     def above(self, num_channels: int) -> Matching:
-        """What is matched at a layer above, of so many channels: moments always, of groups as far as they divide."""
+        """What is matched at a layer above, of so many channels: always moments, of as many groups at most as fit."""
         if self.kind != "moments" or self.num_groups is None:
             return self if self.kind == "moments" else Matching()
-        return replace(self, num_groups=math.gcd(self.num_groups, num_channels))
+        fitting = (n for n in range(min(self.num_groups, num_channels), 0, -1) if num_channels % n == 0)
+        return replace(self, num_groups=next(fitting))
 
 
 def parse_norm(text: str, num_channels: int) -> Matching:

@@ -60,9 +60,10 @@ def render(
 
         y = D(f + Σ w_k (T_k(f) - f)) + (1 - Σ w_k) · (photo - D(f))
 
-    and so for every layer of the encoder that the decoder sees, each with its own T_k. For one code and w = α that is section 7.3 of Huang and Belongie (2017); the second term gives back what
-    the decoder loses of the photo where no style is, so that a strength of 0 is the photo itself. What a code tells
-    the decoder's convolutions is shared out alike: Σ w_k β_k is added to what they give.
+    and so for every layer of the encoder that the decoder sees, each with a T_k of its own. For one code and w = α that
+    is section 7.3 of Huang and Belongie (2017); the second term gives back what the decoder loses of the photo where no
+    style is, so that a strength of 0 is the photo itself. What a code tells the decoder's convolutions is shared out
+    alike: Σ w_k β_k is added to what they give.
 
     A network with norms inside its decoder paints one picture S_k for each layer, which is laid over the photo:
 
@@ -121,7 +122,10 @@ def render(
             picture,
             norm(last, content, matching),
             {},
-            besides={name: norm(name, Content(m), matching.above(m.mean.shape[1])) for name, m in content.besides.items()},
+            besides={
+                name: norm(name, Content(content.besides[name]), matching.above(channels))
+                for name, channels in stylizer.besides.items()
+            },
             shifts=lambda w: _shifts(told, shares_of(w), stylizer.decoder.strides, w),
         )
         passes = Passes(stylizer, norms, plan, seen)

@@ -69,14 +69,14 @@ class Networks:
 
         Raises:
             OptionError: for "in" and anything but one style that has a network; for "decoder" and no norm there is;
-                for a detail other than 1 and a network that sees none.
+                for a detail other than 1 and a network that sees none, or whose colours would change with it.
             WeightsError: for a network that is not there.
         """
         found = self._of(norm, styles)
         if detail == 1:
             return found
-        if DETAIL not in found.decoder.skips.values():
-            raise OptionError(f"the network of norm {norm} sees no fine detail of the photo: detail must be 1 there")
+        if not found.conditional or DETAIL not in found.decoder.skips.values():
+            raise OptionError(f"the network of norm {norm} has no detail to set: detail must be 1 there")
         return found.with_detail(detail)
 
     def _of(self, norm: str, styles: Sequence[object]) -> Stylizer:

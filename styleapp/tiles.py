@@ -216,7 +216,8 @@ def bytes_per_pixel(stylizer: Stylizer) -> int:
     encoder = stylizer.encoder
     layers = stylizer.decoder.skips_between(None, None)
     skips = sum(encoder.layer_channels[name] / encoder.stride_of(name) ** 2 for name in layers)
-    return network + norms + math.ceil(skips * first.element_size())
+    copies = 2 if stylizer.besides else 1  # as they are, and normalised
+    return network + norms + math.ceil(copies * skips * first.element_size())
 
 
 def halo_of(radius: int) -> int:

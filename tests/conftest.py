@@ -110,9 +110,15 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shifts.mean.fill_(-0.5)
     shifts.probe.copy_(torch.linspace(0, 1, 3 * 192 * 192).reshape(1, 192, 192, 3).movedim(-1, 1).roll(60, 2))
     told = {f"shifts.{k}": v for k, v in shifts.state_dict().items()}
-    skips = {"relu1_1": 4, "relu2_1": 6}
-    sees_more = Decoder(16, skips=skips).requires_grad_(False)
-    sees_more.load_state_dict(network.decoder.state_dict(), strict=False)
+    skips, above = {"relu1_1": 4, "relu2_1": 6}, {"relu1_1": 4, "relu2_1": 6, "relu3_1": 8}
+
+    def seeing_more(skips: dict[str, int]) -> Decoder:
+        """The same filters, and some for what the encoder has at these layers."""
+        decoder = Decoder(16, skips=skips).requires_grad_(False)
+        decoder.load_state_dict(network.decoder.state_dict(), strict=False)
+        return decoder
+
+    sees_more = seeing_more(skips)
     seeing = {f"decoder.{k}": v for k, v in sees_more.state_dict().items()}
 
     def table(decoder: Decoder, count: int) -> Tensor:
@@ -121,10 +127,11 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return torch.stack([torch.cat([c.gamma, c.beta]).flatten(1) for c in codes])
 
     def told_table(seed: int) -> Tensor:
-        """γ and β at relu4_1, and behind them what the convolutions are told, unscaled."""
-        rows = torch.rand(2, 16 + sum(network.decoder.hidden.values()), generator=torch.Generator().manual_seed(seed))
-        rows[0, 16:] = 0
-        rows[1, 16:] -= 0.5
+        """γ and β at relu4_1 and the layers above, and behind them what the convolutions are told, unscaled."""
+        scaled, told = 16 + 4 + 6 + 8, sum(network.decoder.hidden.values())
+        rows = torch.rand(2, scaled + told, generator=torch.Generator().manual_seed(seed))
+        rows[0, scaled:] = 0
+        rows[1, scaled:] -= 0.5
         return rows
 
     def with_norm(norm: str) -> dict[str, Tensor]:
@@ -137,7 +144,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     files = {
         "vgg19_relu4_1": (network.encoder.state_dict(), {"layers": TINY_VGG}),
-        "adain_decoder": (network.decoder.state_dict() | told, {"width": 1.0, "in_channels": 16}),
+        "adain_decoder": (
+            seeing_more(above).state_dict() | told,
+            {"width": 1.0, "in_channels": 16, "skips": above},
+        ),
         "styles": (
             {name: torch.rand(len(SIZES), 2, 16) for name in STYLES}
             | {f"{name}.layers": torch.rand(len(SIZES), 2, 4 + 6 + 8) for name in STYLES},

@@ -254,10 +254,12 @@ def test_the_plain_network_of_the_benchmark_is_the_same_network(transfer):
     from torch.utils.flop_counter import FlopCounterMode
 
     from styleapp.bench import flops, plain_network
+    from styleapp.models.vgg import by_layer
 
     image, style = torch.rand(1, 3, 40, 32), torch.rand(1, 3, 32, 32)
     stylizer = transfer.networks.adain
-    plain, features = plain_network(stylizer, stylizer.measure(style)), stylizer.encoder(style)
+    assert stylizer.besides
+    plain, features = plain_network(stylizer, stylizer.measure(style)), by_layer(stylizer.encoder.features(style))
     with FlopCounterMode(display=False) as counter:
         found = plain(image, features)
     assert counter.get_total_flops() == flops(stylizer, 40, 32)

@@ -20,6 +20,7 @@ from styleapp.errors import OptionError
 from styleapp.images import Picture, filled, to_pil
 from styleapp.models import Decoder, Encoder, ShiftPredictor, StyleCode, Stylizer
 from styleapp.models.layers import ReflectConv2d
+from styleapp.norms import adain
 from styleapp.pipeline import StyleTransfer
 from styleapp.tiles import Plan, even, make_plan, one_piece
 
@@ -36,6 +37,13 @@ TOLD = Stylizer(
 )
 torch.nn.init.normal_(TOLD.shifts.last.weight, std=0.1)
 TOLD.eval().requires_grad_(False)
+SHOWN = Stylizer(
+    NETWORK.encoder,
+    Decoder(16, upsampling="bilinear", skips={"relu1_1": 4, "relu2_1": 6, "relu3_1": 8}),
+    shifts=TOLD.shifts,
+)
+SHOWN.decoder.load_state_dict(BILINEAR.decoder.state_dict(), strict=False)
+SHOWN.eval().requires_grad_(False)
 MATCHINGS = [
     Matching(),
     Matching(over="layer"),
@@ -87,7 +95,7 @@ def test_the_network_of_these_tests_is_alive():
     assert ((found > 0) & (found < 1)).float().mean() > 0.8
 
 
-@pytest.mark.parametrize("network", [NETWORK, TOLD], ids=["as in the paper", "told"])
+@pytest.mark.parametrize("network", [NETWORK, TOLD, SHOWN], ids=["as in the paper", "told", "shown"])
 def test_one_tile_is_the_plain_network(network):
     p = picture(50, 61)
     for alpha in (1.0, 0.6):
@@ -127,6 +135,63 @@ class TestShifts:
         silent = Stylizer(BILINEAR.encoder, BILINEAR.decoder, shifts=ShiftPredictor(18, _hidden()))
         found = render(silent, self.p, [Layer(code(1, silent))], whole(self.p))
         assert difference(found, render(BILINEAR, self.p, [Layer(code(1))], whole(self.p))) < 1e-6
+
+
+class TestBesides:
+    """Further layers of the encoder, each with an AdaIN of its own."""
+
+    p = picture(72, 90)
+
+    def test_each_comes_to_the_decoder_with_the_moments_of_the_painting(self):
+        seen = SHOWN.encoder.features(self.p.rgb)
+        painting = SHOWN.encoder.features(picture(40, 56, 1).rgb)
+        *above, own = (adain(f, s) for f, s in zip(seen, painting, strict=True))
+        skips = dict(zip(SHOWN.besides, above, strict=True))
+        told = SHOWN.told(code(1, SHOWN).split(SHOWN.parts))
+        expected = SHOWN.decoder(own, skips=skips, shifts=told)[..., :72, :90].clamp(0, 1)
+        for plan in (whole(self.p), Plan((32, 24)), Plan((32, 24), keep=False)):
+            found = render(SHOWN, self.p, [Layer(code(1, SHOWN))], plan)
+            assert torch.allclose(found.rgb, expected, atol=1e-4)
+        assert difference(found, render(TOLD, self.p, [Layer(code(1, TOLD))], whole(self.p))) > 0.1
+
+    def test_the_parts_of_a_code(self):
+        channels = {"relu4_1": 16, "relu1_1": 4, "relu2_1": 6, "relu3_1": 8}
+        assert SHOWN.parts == channels | SHOWN.decoder.hidden
+        assert SHOWN.takes(code(1, SHOWN)) and not SHOWN.takes(code(1, TOLD)) and not TOLD.takes(code(1, SHOWN))
+        parts = code(1, SHOWN).split(SHOWN.parts)
+        assert all(bool((parts[name].gamma > 0).all()) == (name in channels) for name in parts)
+
+    def test_a_norm_over_groups_takes_as_many_as_divide_the_channels(self):
+        """16 groups of 16 channels are as many norms as channels, above too."""
+        layers = [Layer(code(1, SHOWN))]
+        wanted = render(SHOWN, self.p, layers, whole(self.p))
+        each = render(SHOWN, self.p, layers, whole(self.p), matching=Matching(over="group", num_groups=16))
+        together = render(SHOWN, self.p, layers, whole(self.p), matching=Matching(over="group", num_groups=1))
+        layer = render(SHOWN, self.p, layers, whole(self.p), matching=Matching(over="layer"))
+        assert difference(each, wanted) < 1e-4 and difference(together, layer) < 1e-4
+        assert difference(layer, wanted) > 0.05
+
+    def test_a_photo_in_one_piece_is_encoded_once(self, monkeypatch):
+        shapes: list[tuple[int, ...]] = []
+        features = Encoder.features
+
+        def counted(encoder, image, *more):
+            shapes.append(tuple(image.shape[-2:]))
+            return features(encoder, image, *more)
+
+        of_style = code(1, SHOWN)
+        monkeypatch.setattr(Encoder, "features", counted)
+        render(SHOWN, self.p, [Layer(of_style, 0.5)], whole(self.p))
+        assert shapes == [(72, 90)]
+
+    def test_in_bfloat16_and_of_several_photos_at_once(self):
+        half = deepcopy(SHOWN)
+        half.encoder.bfloat16(), half.decoder.bfloat16()
+        photos = [picture(72, 90, seed) for seed in (1, 2)]
+        both = half(torch.cat([p.rgb for p in photos]), code(1, SHOWN)).clamp(0, 1)
+        for p, one in zip(photos, both.split(1), strict=True):
+            alone = render(half, p, [Layer(code(1, SHOWN))], whole(p)).rgb
+            assert -10 * (one - alone).square().mean().log10() > 45
 
 
 def _hidden() -> int:
@@ -208,7 +273,7 @@ def test_radius_between_two_layers(upsampling):
     strength=st.booleans(),
     luma=st.booleans(),
     transparency=st.booleans(),
-    stylizer=st.sampled_from([NETWORK, BILINEAR, TOLD]),
+    stylizer=st.sampled_from([NETWORK, BILINEAR, TOLD, SHOWN, SHOWN]),
 )
 def test_tiled_equals_untiled(
     height, width, tile, keep, matching, alpha, masks, softness, strength, luma, transparency, stylizer

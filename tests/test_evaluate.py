@@ -75,7 +75,7 @@ def test_some_pairs_of_another_decoder(transfer, folders, monkeypatch):
     assert rows[1][1].style_loss == rows[0][1].style_loss and rows[2][1].name == "decoder:bn, fp32"
     with pytest.raises(OptionError, match="adain, cin and decoder:NORM"):
         evaluate(transfer, *folders, size=32, norm="wct")
-    for norm, detail, said in (("adain", 0.5, "norm adain sees no fine detail"), ("cin", 1.5, "detail must be from 0")):
+    for norm, detail, said in (("adain", 0.5, "adain has no detail to set"), ("cin", 1.5, "detail must be from 0")):
         with pytest.raises(OptionError, match=said):
             evaluate(transfer, *folders, size=32, norm=norm, detail=detail)
 

@@ -266,7 +266,7 @@ def test_what_is_wrong_is_told(transfer, tmp_path):
         stylize_video(transfer, source, tmp_path / "b.avi", "great-wave", OPTIONS)
     with pytest.raises(OptionError, match="a film takes the norms"):
         stylize_video(transfer, source, tmp_path / "b.mp4", "great-wave", Options(norm="wct"))
-    with pytest.raises(OptionError, match="norm adain sees no fine detail"):
+    with pytest.raises(OptionError, match="norm adain has no detail to set"):
         stylize_video(transfer, source, tmp_path / "c.mp4", "great-wave", Options(norm="adain", detail=0.5))
     with pytest.raises(ImageError, match="exists already"):
         stylize_video(transfer, source, source, "great-wave", OPTIONS)

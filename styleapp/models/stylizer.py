@@ -119,9 +119,10 @@ class Stylizer(nn.Module):
     With ``conditional`` there is a norm after each hidden convolution of the decoder too: the network of conditional
     instance norm (Dumoulin et al. 2017), whose codes are learned, and of instance norm where there is only one. Where
     its decoder sees the photo at further layers (``decoder.skips``), what takes features takes these ``skips`` too.
-    Without, each of these layers goes through an AdaIN of its own (Sheng et al. 2018): a code then has, behind γ and β at
-    relu4_1, those at these layers. With ``shifts`` the decoder is told more of the painting: behind these, a code has
-    for each hidden convolution of the decoder a β that is added to its output, and a γ of 0: nothing is scaled there.
+    In a network of AdaIN each of these layers goes through an AdaIN of its own (Sheng et al. 2018): a code then has,
+    behind γ and β at relu4_1, those at these layers. With ``shifts`` the decoder is told more of the painting: last
+    in a code comes, for each hidden convolution of the decoder, a β that is added to its output, and a γ of 0: nothing
+    is scaled there.
 
     Holds nothing that depends on a request, but what was made of the last codes (:meth:`int8_decoder`). Images are RGB
     in [0,1], (N, 3, H, W), H and W >= 16.
@@ -205,7 +206,7 @@ class Stylizer(nn.Module):
         At the norms inside the decoder, of what the decoder makes of the painting itself: with this code every
         norm is the identity on the painting. A predictor, where there is one, changes it as learning would.
         """
-        if self.conditional and self.predictor is None:
+        if self.predictor is None and self.shifts is None and not self.besides:
             features, skips = self.encode(image)
             return self.measured(features, weight, skips)
         layers = self.encoder.features(image)

@@ -51,7 +51,7 @@ OPTIONS: dict[str, Any] = {
 
 
 def options_of(norm: str, steps: int, size: int, compiled: bool) -> DecoderOptions:
-    return DecoderOptions(norm=NORMS[norm], shifts=False, steps=steps, size=size, compile=compiled, **OPTIONS)
+    return DecoderOptions(norm=NORMS[norm], skips="", shifts=False, steps=steps, size=size, compile=compiled, **OPTIONS)
 
 
 def train(args: argparse.Namespace) -> None:

@@ -112,9 +112,16 @@ def render(
         ]
 
         def norm(layer: str, found: Content, matching: Matching) -> Transform:
-            transforms = [transform(of_style[layer], found, matching, stylizer.eps) for of_style in parts]
+            transforms = [transform(stylizer, layer, of_style[layer], found, matching) for of_style in parts]
             stride = stylizer.encoder.stride_of(layer)
-            return lambda x, w: _blended(x, transforms, shares_of(w), w, stride)
+
+            def styled(x: Tensor, w: Window) -> Tensor:
+                shares = shares_of(w)
+                if len(shares) == 1 and _everywhere(shares[0], 1):
+                    return transforms[0](x, w)
+                return _blended(stylizer.as_floats(layer, x), transforms, shares, w, stride)
+
+            return styled
 
         told = [stylizer.told(of_style) for of_style in parts]
         norms = Norms(
@@ -134,7 +141,7 @@ def render(
         if not isinstance(layer.style, StyleCode):
             raise OptionError("a conditional network takes codes, not the features of a painting")
         (_, bottleneck), *inside = layer.style.split(stylizer.norms).items()
-        first = transform(unshifted(bottleneck), content, matching, stylizer.eps)
+        first = transform(stylizer, stylizer.encoder.last, unshifted(bottleneck), content, matching)
         int8 = stylizer.int8_decoder(layer.style) if picture.pixels.dtype == torch.uint8 else None
         if int8 is not None:
             first = in_units(int8, stylizer.encoder.last, content.moments)
@@ -208,8 +215,6 @@ def _blended(
         shares: w_k over the pixels of the window.
         stride: pixels between features.
     """
-    if len(transforms) == 1 and _everywhere(shares[0], 1):
-        return transforms[0](x, w)
     blended = x.float()
     for styled, share in zip(transforms, shares, strict=True):
         if isinstance(share, Tensor):

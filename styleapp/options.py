@@ -246,6 +246,7 @@ class DecoderOptions(TrainOptions):
     pattern_share: float = 0.05
     colour_share: float = 1.0
     norm: str = "none"
+    skips: str = "relu1_1,relu2_1,relu3_1"
     shifts: bool = True
     freeze: bool = False
 

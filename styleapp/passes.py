@@ -21,7 +21,7 @@ from styleapp.images import Picture, unit
 from styleapp.memory import is_out_of_memory
 from styleapp.models import Int8Decoder, StyleCode, Stylizer, code_from_moments
 from styleapp.models.decoder import Skips
-from styleapp.norms import Moments, efdm, merge, moments, normalize, pool_moments, weighted_moments
+from styleapp.norms import Moments, efdm, merge, moments, pool_moments
 from styleapp.tiles import Note, Plan, cells_of, each, halo_of, layer_bytes, windows
 
 __all__ = [
@@ -105,10 +105,10 @@ def measure_content(
         nonlocal skips, kept
         layers = _encode(stylizer, picture, w, list(looked) if w.size == cells else measured)
         for name in measured:
-            weight = None
+            features, weight = layers[name], None
             if name != last or second is None:
-                weight = weights(w, stylizer.encoder.stride_of(name), layers[name])
-            parts[name].extend(_moments(layers[name], weight))
+                weight = weights(w, stylizer.encoder.stride_of(name), features)
+            parts[name].extend(_moments(stylizer, name, features, weight))
         features = layers.pop(last)
         if second is not None:  # weights make directions of tiny variance, which these would blow up: all count alike
             flat = features[0].flatten(1).double()
@@ -156,7 +156,7 @@ def shared_moments(
             return first
         stride = stylizer.decoder.strides[name]
         each = zip(weights, x.split(1), strict=True)
-        total = merge(*(m for weight, y in each for m in _moments(y, weight(everything, stride, y))))
+        total = merge(*(m for weight, y in each for m in _moments(stylizer, name, y, weight(everything, stride, y))))
         found[name] = Moments(total.count, total.mean.float(), total.var.float())
         return found[name]
 
@@ -200,11 +200,11 @@ class _Weights:
         return pooled(self.mask.window(w.scaled(8, self.size)), stride, features.shape[-2:]).to(features.device)
 
 
-def _moments(x: Tensor, weight: Tensor | None) -> list[Moments]:
+def _moments(stylizer: Stylizer, layer: str, x: Tensor, weight: Tensor | None) -> list[Moments]:
     """Of one part, to be merged, in float64; none where nothing of it counts."""
     if weight is not None and not bool((weight > 0).any()):
         return []
-    found = moments(x) if weight is None else weighted_moments(x, weight)
+    found = stylizer.moments_of(layer, x, weight)
     return [Moments(found.count, found.mean.double(), found.var.double())]
 
 
@@ -237,8 +237,8 @@ class Norms:
     ) -> None:
         self.besides = besides or {}
         self.int8 = int8
+        self.stylizer = stylizer
         self.decoder = stylizer.decoder
-        self.eps = stylizer.eps
         self.strides = stylizer.decoder.strides
         self.cells = cells_of(picture.size)
         self.weights = _Weights(picture)
@@ -259,7 +259,7 @@ class Norms:
         if self.int8 is not None:
             self.settled[name] = in_units(self.int8, name, found)
         else:
-            self.settled[name] = transform(self.codes[name], Content(found), Matching(), self.eps)
+            self.settled[name] = transform(self.stylizer, name, self.codes[name], Content(found), Matching())
 
     def decoded(self, x: Tensor, w: Window, skips: Skips, until: str | None = None, after: str | None = None) -> Tensor:
         """A window through the norms and the decoder, up to the input of the norm ``until``.
@@ -272,7 +272,7 @@ class Norms:
         def norm(name: str, y: Tensor) -> Tensor:
             if name not in self.settled:
                 assert w.size == self.cells, "moments of a part are not those of the whole"
-                self.settle(name, *_moments(y, self.weights(w, self.strides[name], y)))
+                self.settle(name, *_moments(self.stylizer, name, y, self.weights(w, self.strides[name], y)))
             return self.settled[name](y, w)
 
         if after is None:
@@ -393,7 +393,7 @@ class Passes:
             if whole is not None:
                 whole.output[self.finer(w, name).index] = y
                 whole.forget()
-            parts.extend(_moments(y, self.norms.weights(w, self.strides[name], y)))
+            parts.extend(_moments(self.stylizer, name, y, self.norms.weights(w, self.strides[name], y)))
 
         each(windows(self.cells, tile), measure, note, self.plan.tidy_above, done)
         self.norms.settle(name, merge(*parts))
@@ -439,19 +439,21 @@ def _room(shape: tuple[int, int, int], like: Tensor, on_disk: bool) -> _Kept | N
     return _Kept(array.tensor, array.forget, on_disk=True)
 
 
-def transform(style: StyleCode | Tensor, content: Content, matching: Matching, eps: float) -> Transform:
-    """The features of a window with a style."""
+def transform(
+    stylizer: Stylizer, layer: str, style: StyleCode | Tensor, content: Content, matching: Matching
+) -> Transform:
+    """The features of a window at a layer, with a style."""
     if matching.kind == "moments":
         if not isinstance(style, StyleCode):
-            style = code_from_moments(moments(style), eps)
+            style = code_from_moments(moments(style), stylizer.eps)
         own, gamma, beta = content.moments, style.gamma, style.beta
         if matching.over != "instance":
             own = pool_moments(own, matching.over, matching.num_groups)
             as_moments = Moments(1, beta, gamma.square())  # the variance of a code has its eps inside
             pooled = pool_moments(as_moments, matching.over, matching.num_groups)
             gamma, beta = pooled.var.sqrt(), pooled.mean
-        gamma, beta = gamma.to(own.mean.device), beta.to(own.mean.device)  # a learned γ may be negative
-        return lambda x, w: normalize(x, own, gamma, beta, eps)
+        code = StyleCode(gamma, beta).to(own.mean.device)  # a learned γ may be negative
+        return lambda x, w: stylizer.normalized(layer, x, own, code)
     if not isinstance(style, Tensor):
         raise OptionError(f"{matching.kind} needs a painting, not only its code: give an image file as the style")
     style = style.to(content.moments.mean.device)

@@ -32,7 +32,7 @@ from styleapp.errors import ImageError, OptionError, StyleError
 from styleapp.files import atomic_path, check_output
 from styleapp.images import Picture, quantized, to_pil
 from styleapp.models import StyleCode
-from styleapp.norms import Moments, moments
+from styleapp.norms import Moments
 from styleapp.options import Options
 from styleapp.pipeline import Style, StyleTransfer
 from styleapp.weights import sha256
@@ -158,7 +158,7 @@ def _at_once(
     first = next(iter(network.norms))
 
     def steady(name: str, x: Tensor) -> Moments:
-        found = moments(x)
+        found = network.moments_of(name, x)
         own = [Moments(found.count, *both) for both in zip(found.mean.split(1), found.var.split(1), strict=True)]
         used = [smoother("" if name == first else name, m, share) for m, share in zip(own, shares, strict=True)]
         return Moments(found.count, torch.cat([m.mean for m in used]), torch.cat([m.var for m in used]))

@@ -12,7 +12,16 @@ from torch.nn import functional as F
 
 from styleapp.kernels import Border
 from styleapp.models.int8 import add_int8_conv2d, int8_conv2d
-from styleapp.models.layers import UPSAMPLINGS, ReflectConv2d, Ringed, convolves, extended, relu_ringed, takes_ring
+from styleapp.models.layers import (
+    UPSAMPLINGS,
+    ReflectConv2d,
+    Ringed,
+    add_conv2d,
+    convolves,
+    extended,
+    relu_ringed,
+    takes_ring,
+)
 from styleapp.models.vgg import STYLE_LAYERS
 from styleapp.norms import BatchNorm, make_norm
 
@@ -233,37 +242,47 @@ class Decoder(nn.Module):
             last = name in (until, self.names[-1])
             shift = shifts.get(name)
             even = shift is None or shift[:, :1].numel() == 1
-            at_once = plain and even and not last and name not in self.skips
+            seen = self.skips.get(name)
+            at_once = plain and even and not last and seen is None
             ring = border(name) if own and at_once else None
             more = shift.flatten() if even and shift is not None else None
             x = self.get_submodule(name)(found, upsampling=upsampling, relu=at_once, ring=ring, shift=more)
             upsampling = None
             if not even:
                 x = x + shifts[name].to(x.dtype)
-            if name in self.skips:
-                x = self.with_skip(x, self.skips[name], skips or {})
+            if seen is not None:
+                at_once = plain and not last and not own and not torch.is_grad_enabled()
+                x = self.with_skip(x, seen, skips or {}, relu=at_once)
             if last:
                 break
             found = x if at_once else relu(name, x)
         return x
 
-    def with_skip(self, x: Tensor, layer: str, skips: Skips) -> Tensor:
-        """``x``, changed in place, and what comes in from a layer of the encoder."""
+    def with_skip(self, x: Tensor, layer: str, skips: Skips, relu: bool = False) -> Tensor:
+        """``x``, changed in place, and what comes in from a layer of the encoder; their ReLU, where one follows."""
         if layer not in skips:
             raise ValueError(f"this decoder sees {', '.join(self.skips.values())} of the photo too: {layer} is missing")
         features = skips[layer]
         beyond = x.shape[3] - features.shape[3], x.shape[2] - features.shape[2]  # features reach to a multiple of 8
-        if features.dtype == torch.uint8:
-            features = extended(features, *reversed(beyond)).contiguous(memory_format=torch.channels_last)
-            if x.shape[0] == len(features):
-                return add_int8_conv2d(x, features, *self.int8_skips[layer])
-            y = int8_conv2d(features, *self.int8_skips[layer], None, x.dtype, "none")
+        exporting, whole = torch.compiler.is_exporting(), features.dtype == torch.uint8
+        if any(beyond) and not exporting:
+            features = extended(features, *reversed(beyond))
+        if whole:
+            features = features.contiguous(memory_format=torch.channels_last)
+        alike = len(x) == len(features)
+        if whole and alike:
+            x = add_int8_conv2d(x, features, *self.int8_skips[layer])
+        elif alike and not exporting:
+            return add_conv2d(x, features.to(x.dtype), self.get_parameter(f"skip_{layer}.weight"), relu)
         else:
-            y = self.get_submodule(f"skip_{layer}")(features.to(x.dtype))
-            if torch.compiler.is_exporting() or any(beyond):  # a graph is for any size
+            if whole:
+                y = int8_conv2d(features, *self.int8_skips[layer], None, x.dtype, "none")
+            else:
+                y = self.get_submodule(f"skip_{layer}")(features.to(x.dtype))
+            if exporting:  # a graph is for any size
                 y = F.pad(y, (0, beyond[0], 0, beyond[1]), mode="replicate")
-        x += y if y.shape[0] == x.shape[0] else y.repeat(x.shape[0] // y.shape[0], 1, 1, 1)
-        return x
+            x += y if alike else y.repeat(len(x) // len(y), 1, 1, 1)
+        return F.relu_(x) if relu else x
 
     def _normed(self, name: str, x: Tensor, norms: LayerNorms | None) -> Tensor:
         if self.own_norms is not None:

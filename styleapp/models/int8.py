@@ -12,7 +12,7 @@ from torch import Tensor
 from styleapp.models.layers import extended, max_pool2x2, padded
 from styleapp.models.vgg import Encoder
 
-__all__ = ["Int8Encoder", "add_int8_conv2d", "int8_conv2d", "packed", "works"]
+__all__ = ["Int8Encoder", "add_int8_conv2d", "int8_conv2d", "packed", "scaled", "works"]
 
 
 class Int8Encoder:
@@ -80,10 +80,14 @@ class Int8Encoder:
             x = int8_conv2d(padded(x, "reflect"), *self._convs[name], dtype if layer == self.last else torch.uint8)
             if layer in layers:
                 as_is = whole or layer == self.last
-                found.append(x if as_is else x.to(dtype).mul_(self._units[layer].to(dtype)[:, None, None]))
+                found.append(x if as_is else scaled(x, self.unit(layer), None, dtype))
             if len(found) == len(set(layers)):
                 break
         return found
+
+    def unit(self, layer: str) -> Tensor:
+        """What 1 is worth in each channel of a layer but the last, (1, C, 1, 1)."""
+        return self._units[layer][None, :, None, None]
 
     def projection(self, layer: str, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Kernel and step of :func:`int8_conv2d` for the whole numbers of a layer: (O, C, 1, 1) of its features.
@@ -132,6 +136,24 @@ def add_int8_conv2d(y: Tensor, x: Tensor, kernel: Tensor, step: Tensor) -> Tenso
         *(x, 1.0, 0), *(kernel, step, zero), y, None, *convolution, *added
     )
     return result
+
+
+def scaled(x: Tensor, scale: Tensor, shift: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """``x`` · scale + shift, worked out in float32 part by part, so that memory is gone over once.
+
+    Args:
+        x: uint8 (N, C, H, W).
+        scale, shift: (N or 1, C, 1, 1); no shift for None.
+    """
+    channels, width = x.shape[1], x.shape[3]
+    out = torch.empty(x.shape, dtype=dtype, memory_format=torch.channels_last)
+    rows = max(1, 2**18 // (channels * width))  # that stay in the cache
+    for k in range(len(x)):
+        s = scale[k % len(scale)].flatten()
+        b = torch.zeros(()) if shift is None else shift[k % len(shift)].flatten()
+        for part, place in zip(x[k].permute(1, 2, 0).split(rows), out[k].permute(1, 2, 0).split(rows), strict=True):
+            place.copy_(torch.addcmul(b, part.float(), s))
+    return out
 
 
 @functools.cache

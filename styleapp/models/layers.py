@@ -20,6 +20,7 @@ __all__ = [
     "UPSAMPLINGS",
     "ReflectConv2d",
     "Ringed",
+    "add_conv2d",
     "convolves",
     "corrected_conv2d",
     "extended",
@@ -146,6 +147,44 @@ def onednn_works(dtype: torch.dtype) -> bool:
         y = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, ones, ones, ones, 1, "relu", [], "")
         wanted = F.conv2d(x.double(), weight.double(), bias.double(), padding=1).relu()
         return torch.allclose(y.double(), wanted, atol=8 * torch.finfo(dtype).eps)
+    except (AttributeError, RuntimeError):
+        return False
+
+
+def add_conv2d(y: Tensor, x: Tensor, weight: Tensor, relu: bool = False) -> Tensor:
+    """``y``, changed in place, + a 1x1 convolution of ``x``; relu of it where one follows. On a CPU in one pass.
+
+    Args:
+        y: (N, O, H, W).
+        x: (N, C, H, W).
+        weight: (O, C, 1, 1).
+    """
+    fits = x.dtype == weight.dtype == y.dtype and y.is_contiguous(memory_format=torch.channels_last)
+    eager = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if fits and eager and y.device.type == "cpu" and torch.backends.mkldnn.enabled and onednn_adds(x.dtype):
+        return _added_by_onednn(y, x, weight, relu)
+    y += F.conv2d(x, weight)
+    return F.relu_(y) if relu else y
+
+
+def _added_by_onednn(y: Tensor, x: Tensor, weight: Tensor, relu: bool) -> Tensor:
+    around = (0, 0), (1, 1), (1, 1), 1
+    then = "relu" if relu else None
+    found: Tensor = torch.ops.mkldnn._convolution_pointwise_.binary(
+        y, x, weight, None, *around, "add", 1.0, then, [], ""
+    )
+    return found
+
+
+@functools.cache
+def onednn_adds(dtype: torch.dtype) -> bool:
+    """As :func:`onednn_works`, of :func:`add_conv2d`."""
+    x = torch.linspace(-1, 1, 32, dtype=dtype).view(1, 2, 4, 4).contiguous(memory_format=torch.channels_last)
+    weight, y = torch.linspace(1, -1, 6).to(dtype).view(3, 2, 1, 1), torch.linspace(-1, 1, 48).view(1, 4, 4, 3)
+    y = y.to(dtype).permute(0, 3, 1, 2)
+    wanted = (y.double() + F.conv2d(x.double(), weight.double())).relu()
+    try:
+        return torch.allclose(_added_by_onednn(y, x, weight, True).double(), wanted, atol=8 * torch.finfo(dtype).eps)
     except (AttributeError, RuntimeError):
         return False
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from styleapp.models.decoder import Decoder, Skips
-from styleapp.models.int8 import Int8Encoder
+from styleapp.models.int8 import Int8Encoder, scaled
 from styleapp.models.int8_decoder import Int8Decoder
 from styleapp.models.predictor import CodePredictor, ShiftPredictor
 from styleapp.models.refine import refined
@@ -262,11 +262,40 @@ class Stylizer(nn.Module):
         """Features at ``layers``, in network order.
 
         Unless ``exact``, by :attr:`int8` where there is one: all but the last then are whole numbers, as the decoder
-        of a conditional network takes them too.
+        takes them too.
         """
         if exact or self.int8 is None:
             return self.encoder.features(image, layers)
-        return self.int8.features(image, layers, next(self.parameters()).dtype, whole=self.conditional)
+        return self.int8.features(image, layers, next(self.parameters()).dtype, whole=True)
+
+    def as_floats(self, layer: str, x: Tensor) -> Tensor:
+        """Features at a layer as what they are worth, where ``x`` are the whole numbers that stand for them."""
+        if x.dtype != torch.uint8:
+            return x
+        assert self.int8 is not None
+        return scaled(x, self.int8.unit(layer), None, next(self.decoder.parameters()).dtype)
+
+    def moments_of(self, layer: str, x: Tensor, weight: Tensor | None = None) -> Moments:
+        """Of features at a layer, or of what whole numbers there are worth, (N, C, 1, 1).
+
+        Args:
+            weight: what each position counts, for :func:`weighted_moments`; None where all count alike.
+        """
+        found = moments(x) if weight is None else weighted_moments(x, weight)
+        if x.dtype != torch.uint8:
+            return found
+        assert self.int8 is not None
+        unit = self.int8.unit(layer)
+        return Moments(found.count, found.mean * unit, found.var * unit.square())
+
+    def normalized(self, layer: str, x: Tensor, m: Moments, code: StyleCode) -> Tensor:
+        """:func:`normalize` of features at a layer, or of what whole numbers there are worth."""
+        if x.dtype != torch.uint8:
+            return normalize(x, m, code.gamma, code.beta, self.eps)
+        assert self.int8 is not None
+        scale = code.gamma * (m.var + self.eps).rsqrt()
+        shift = code.beta - m.mean * scale
+        return scaled(x, self.int8.unit(layer) * scale, shift, next(self.decoder.parameters()).dtype)
 
     def use_int8(self, encoder: Int8Encoder) -> None:
         """From now on photos go through this encoder."""
@@ -393,7 +422,8 @@ class Stylizer(nn.Module):
         """
 
         def norm(name: str, x: Tensor) -> Tensor:
-            return self.apply_code(x, codes[name], alpha, None if seen is None else seen(name, x))
+            m = self.moments_of(name, x) if seen is None else seen(name, x)
+            return self.normalized(name, x, m, code_from_moments(m, self.eps).lerp(codes[name], alpha))
 
         found = {name: norm(name, f) if name in self.besides else f for name, f in skips.items()}
         return norm(self.encoder.last, features), found

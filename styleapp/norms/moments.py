@@ -60,7 +60,8 @@ def moments(x: Tensor, over: Sequence[int] = (2, 3)) -> Moments:
             return _single_pass_moments(x, over)
         in_parts = x.dim() == 4 and over == (2, 3) and x.device.type == "cpu"
         eager = not torch.compiler.is_compiling()  # a graph is for any size
-        if in_parts and (half or (eager and x.dtype == torch.float32 and x.stride(1) == 1)):
+        small = half or x.dtype == torch.uint8
+        if in_parts and (small or (eager and x.dtype == torch.float32 and x.stride(1) == 1)):
             return _instance_moments(x)
     mean, var = _MeanVar.apply(x, over)
     return Moments(count, mean, var)

@@ -19,6 +19,7 @@ from styleapp.training.data import ImagePool, colour_augmentation, painting_crop
 from styleapp.training.decoder import train_decoder
 from styleapp.training.loop import learning_rate
 
+ABOVE = {"relu1_1": 4, "relu2_1": 6, "relu3_1": 8}
 TINY = DecoderOptions(steps=4, batch_size=2, pairs=2, size=32, warmup=1, bf16=False, lr=1e-3)
 
 
@@ -44,8 +45,10 @@ def test_losses_fall_and_the_file_fits(folders, tmp_path):
     state = load_file(out)
     assert all(t.dtype == torch.float16 for t in state.values())
     told = {name.removeprefix("shifts."): state.pop(name) for name in list(state) if name.startswith("shifts.")}
-    Decoder(16).load_state_dict(state)
-    shifts = ShiftPredictor(4 + 6 + 8, sum(Decoder(16).hidden.values()))
+    decoder = Decoder(16, skips=ABOVE)
+    decoder.load_state_dict(state)
+    assert all(state[f"skip_{layer}.weight"].abs().max() > 0 for layer in ABOVE)
+    shifts = ShiftPredictor(4 + 6 + 8, sum(decoder.hidden.values()))
     shifts.load_state_dict(told)
     assert shifts.last.weight.abs().max() > 0 and (shifts.scale > 0.09).all() and shifts.mean.abs().max() > 0.1
     with safe_open(out, "pt") as stored:
@@ -70,10 +73,25 @@ def test_freeze_leaves_the_decoder_as_it_is(folders, tmp_path, weights):
         replace(TINY, freeze=True, shifts=False)
 
 
-def test_without_shifts_it_is_the_papers(folders, tmp_path):
+def test_without_shifts_and_skips_it_is_the_papers(folders, tmp_path):
     out = tmp_path / "d.safetensors"
-    train(folders, out, replace(TINY, shifts=False))
+    train(folders, out, replace(TINY, shifts=False, skips=""))
     assert set(load_file(out)) == set(Decoder(16).state_dict())
+
+
+def test_a_decoder_that_sees_no_more_layers_goes_on_with_them(folders, tmp_path):
+    """They come in through filters of zeros: its first losses are those that it had."""
+    small = tmp_path / "small.safetensors"
+    train(folders, small, replace(TINY, skips="", lr=3e-3, steps=20))
+    first = {}
+    for skips in ("", "relu1_1,relu3_1"):
+        out = tmp_path / f"from {skips or 'nothing'}.safetensors"
+        first[skips] = train(folders, out, replace(TINY, skips=skips, steps=1), init=small)[-1]
+    for loss in ("content", "style", "identity"):
+        assert first[""][loss] == pytest.approx(first["relu1_1,relu3_1"][loss], rel=1e-5)
+    assert {"skip_relu1_1.weight", "skip_relu3_1.weight"} == set(load_file(out)) - set(load_file(small))
+    with pytest.raises(OptionError, match="unknown skip 'relu4_1', did you mean 'relu3_1'"):
+        replace(TINY, skips="relu4_1")
 
 
 def test_a_resumed_run_equals_an_unbroken_one(folders, tmp_path, one_step):
@@ -196,8 +214,9 @@ def test_goes_on_from_a_checkpoint_of_before_0_6(folders, tmp_path, one_step):
 
 
 def test_equivariance_is_measured_where_it_counts(folders, tmp_path):
-    without = train(folders, tmp_path / "a.safetensors", replace(TINY, steps=1, size=64))[-1]
-    counted = replace(TINY, steps=1, size=64, equivariance_weight=1.0)
+    plain = replace(TINY, steps=1, size=64, skips="")  # a decoder that has all fine detail to invent
+    without = train(folders, tmp_path / "a.safetensors", plain)[-1]
+    counted = replace(plain, equivariance_weight=1.0)
     record = train(folders, tmp_path / "b.safetensors", counted)[-1]
     assert without["equivariance"] == 0 < record["equivariance"] < 2
     later = train(folders, tmp_path / "c.safetensors", replace(counted, steps=60, lr=3e-3, equivariance_weight=100.0))

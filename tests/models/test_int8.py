@@ -16,16 +16,18 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from styleapp.controls import Window
+from styleapp.controls import Layer, Mask, Window
 from styleapp.devices import has_int8
+from styleapp.engine import render
 from styleapp.files import read_image
 from styleapp.images import Picture, quantized, to_pil
-from styleapp.models import STYLE_LAYERS, Decoder, Encoder, Int8Encoder, Stylizer
+from styleapp.models import STYLE_LAYERS, Decoder, Encoder, Int8Encoder, StyleCode, Stylizer
 from styleapp.models.int8 import add_int8_conv2d, int8_conv2d, packed
+from styleapp.norms import moments, normalize, weighted_moments
 from styleapp.options import Options
 from styleapp.passes import _encode
 from styleapp.pipeline import StyleTransfer
-from styleapp.tiles import cells_of
+from styleapp.tiles import Plan, cells_of, one_piece
 from styleapp.weights import Weights
 
 pytestmark = pytest.mark.skipif(not has_int8(torch.device("cpu")), reason="needs a CPU with VNNI")
@@ -209,6 +211,55 @@ def test_what_the_decoder_sees_besides_are_whole_numbers(encoder, int8):
     more = stylizer.with_detail(3)
     found, wanted = (more.decode(features, image, seen) for seen in (skips, as_features))
     assert decibels(wanted, found) > 35 and decibels(wanted, stylizer.decode(features, image, as_features)) < 30
+
+
+@pytest.fixture(scope="module")
+def adain_with():
+    """A network of AdaIN that normalises further layers."""
+    torch.manual_seed(0)
+    decoder = Decoder(16, upsampling="bilinear", skips={"relu1_1": 4, "relu2_1": 6, "relu3_1": 8})
+    stylizer = alive(Stylizer(Encoder(TINY_VGG), decoder)).to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        stylizer.use_int8(Int8Encoder(stylizer.encoder, tensors_of(stylizer.encoder)))
+    return stylizer
+
+
+@torch.inference_mode()
+def test_whole_numbers_are_normalised_at_once(adain_with):
+    image, layers = smooth(2, 45, 50), ["relu1_1", "relu2_1", "relu3_1"]
+    whole = adain_with.features(image, [*layers, "relu4_1"], exact=False)
+    code = adain_with.measure(smooth(1, 48, 40)).split(adain_with.parts)
+    for name, x, floats in zip(layers, whole, adain_with.int8.features(image, layers), strict=False):
+        assert x.dtype == torch.uint8 and torch.equal(adain_with.as_floats(name, x), floats)
+        m, wanted = adain_with.moments_of(name, x), moments(floats)
+        torch.testing.assert_close(m.mean, wanted.mean, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(m.var, wanted.var, rtol=1e-4, atol=1e-6)
+        weight = torch.rand(1, 1, 45, 50)
+        m = adain_with.moments_of(name, x[:1], weight)
+        torch.testing.assert_close(m.var, weighted_moments(floats[:1], weight).var, rtol=1e-4, atol=1e-6)
+        of_code = code[name].gamma, code[name].beta
+        found = adain_with.normalized(name, x, wanted, code[name])
+        torch.testing.assert_close(found, normalize(floats, wanted, *of_code), rtol=1e-4, atol=1e-4)
+    features, skips = whole[-1], dict(zip(layers, whole, strict=False))
+    as_features = {name: adain_with.as_floats(name, x) for name, x in skips.items()}
+    joined = StyleCode.join(list(code.values()))
+    found, wanted = (adain_with.restyled(features, joined, 0.7, seen) for seen in (skips, as_features))
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+
+
+@torch.inference_mode()
+def test_adain_in_integers_is_the_same_in_tiles_and_in_regions(adain_with):
+    p = Picture((smooth(1, 75, 90) * 255).round().to(torch.uint8))
+    codes = [adain_with.measure(smooth(1, 48, 40)) for _ in range(2)]
+    mask = torch.zeros(1, 1, 75, 90, dtype=torch.uint8)
+    mask[..., :40] = 255
+    for layers in ([Layer(codes[0])], [Layer(codes[0], 0.6)], [Layer(codes[0]), Layer(codes[1], 0.8, Mask(mask, 2.0))]):
+        whole = render(adain_with, p, layers, one_piece(p.size))
+        for keep in (False, True):
+            tiles = render(adain_with, p, layers, Plan((32, 24), keep))
+            assert (tiles.pixels.int() - whole.pixels.int()).abs().max() <= 1
+        exact = render(adain_with, Picture(p.rgb), layers, one_piece(p.size))
+        assert decibels(exact.rgb, whole.rgb) > 20  # of another picture it is 10
 
 
 @torch.inference_mode()

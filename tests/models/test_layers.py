@@ -113,6 +113,26 @@ def test_a_relu_inside_the_convolution_or_behind_it(dtype, has_bias, fused, monk
         )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("channels_last", [True, False])
+@torch.inference_mode()
+def test_a_convolution_that_is_added(dtype, relu, fused, channels_last, monkeypatch):
+    if not fused:
+        monkeypatch.setattr(layers, "onednn_adds", lambda dtype: False)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    torch.manual_seed(0)
+    y, x = (torch.randn(2, c, 7, 9).to(dtype).contiguous(memory_format=layout) for c in (6, 5))
+    weight = torch.randn(6, 5, 1, 1).to(dtype)
+    wanted = y.double() + F.conv2d(x.double(), weight.double())
+    found = layers.add_conv2d(y, x, weight, relu)
+    assert found.data_ptr() == y.data_ptr()
+    torch.testing.assert_close(
+        found.double(), wanted.relu() if relu else wanted, rtol=0, atol=torch.finfo(dtype).eps * 12
+    )
+
+
 def test_what_is_not_there_is_not_taken(monkeypatch):
     """The convolution with a ReLU inside is none of torch's documented ones."""
     x, layer = torch.randn(1, 3, 5, 6), ReflectConv2d(3, 4).requires_grad_(False)

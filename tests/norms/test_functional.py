@@ -68,3 +68,18 @@ def test_the_quick_way_of_half_precision_is_as_exact(dtype, layout, affine):
     half = torch.finfo(dtype).eps / 2
     for found in (quick, plain):
         assert ((found.double() - wanted).abs() <= half * wanted.abs() * 1.01 + 1e-4).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shared", [False, True], ids=["each its own", "one for all"])
+def test_a_batch_in_half_precision_is_its_samples(shared, monkeypatch):
+    """On a CPU each goes through torch's batch norm, which a batch of them cannot."""
+    x = (3 + 2 * torch.randn(3, 5, 6, 7)).bfloat16()
+    gamma, beta = torch.randn(2, 1 if shared else 3, 5, 1, 1)
+    calls = []
+    quick = F.batch_norm
+    monkeypatch.setattr(F, "batch_norm", lambda *args, **more: calls.append(1) or quick(*args, **more))
+    found = normalize(x, moments(x), gamma, beta)
+    assert len(calls) == 3 and found.dtype == torch.bfloat16
+    exact = normalize(x.double(), moments(x.double()), gamma.double(), beta.double())
+    assert (found.double() - exact).abs().max() < 0.02 * exact.abs().max()

@@ -182,3 +182,12 @@ class TestWeights:
     def test_nothing_that_counts(self):
         with pytest.raises(ValueError, match="a weight above 0"):
             weighted_moments(torch.randn(1, 2, 4, 4), torch.zeros(1, 1, 4, 4))
+
+
+@torch.no_grad()
+def test_of_whole_numbers():
+    x = torch.randint(256, (2, 5, 33, 17), dtype=torch.uint8)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        found, exact = moments(x.contiguous(memory_format=layout)), moments(x.double())
+        torch.testing.assert_close(found.mean.double(), exact.mean, rtol=1e-6, atol=0)
+        torch.testing.assert_close(found.var.double(), exact.var, rtol=1e-6, atol=0)

@@ -120,7 +120,7 @@ layers there are of them:
 - **IN** (Ulyanov et al. 2017): one vector, learned. One style a network.
 - **CIN** (Dumoulin et al. 2017): one row of a table for each style, learned; here at relu4_1 and after each hidden convolution of the decoder.
   One row of it is an IN network, which the tests prove.
-- **AdaIN** (Huang and Belongie 2017): measured from the painting, one norm at relu4_1. Any painting, no training. What the decoder is told besides is learned for the built-in styles and refined for others.
+- **AdaIN** (Huang and Belongie 2017): measured from the painting, before the decoder: at relu4_1 as in the paper, and at relu1_1 to relu3_1 on the way to it. Any painting, no training. What the decoder is told besides is learned for the built-in styles and refined for others.
 
 | | styles | content loss | style loss | time, {d["size"]} px | decoder | numbers a style | memory, bytes a pixel (planned) |
 |---|---|---|---|---|---|---|---|

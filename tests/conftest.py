@@ -119,6 +119,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return decoder
 
     sees_more = seeing_more(skips)
+    with torch.random.fork_rng():
+        shown = seeing_more(above)
     seeing = {f"decoder.{k}": v for k, v in sees_more.state_dict().items()}
 
     def table(decoder: Decoder, count: int) -> Tensor:
@@ -145,7 +147,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files = {
         "vgg19_relu4_1": (network.encoder.state_dict(), {"layers": TINY_VGG}),
         "adain_decoder": (
-            seeing_more(above).state_dict() | told,
+            shown.state_dict() | told,
             {"width": 1.0, "in_channels": 16, "skips": above},
         ),
         "styles": (

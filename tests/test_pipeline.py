@@ -54,7 +54,7 @@ def test_mixing(transfer, photo):
     assert torch.allclose(code.gamma, 0.25 * gammas[0] + 0.75 * gammas[1])
     nested = transfer.styles.code([(noise(32, 32), 1), ("great-wave", 1)], 64)
     network = transfer.networks.adain
-    assert nested.num_channels == 16 + sum(network.decoder.hidden.values()) and network.takes(nested)
+    assert nested.num_channels == 16 + 4 + 6 + 8 + sum(network.decoder.hidden.values()) and network.takes(nested)
 
 
 def test_strength_zero_gives_the_photo_back(transfer, photo):

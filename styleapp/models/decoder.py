@@ -265,11 +265,11 @@ class Decoder(nn.Module):
         features = skips[layer]
         beyond = x.shape[3] - features.shape[3], x.shape[2] - features.shape[2]  # features reach to a multiple of 8
         exporting, whole = torch.compiler.is_exporting(), features.dtype == torch.uint8
-        if any(beyond) and not exporting:
+        if not exporting and any(beyond):
             features = extended(features, *reversed(beyond))
         if whole:
             features = features.contiguous(memory_format=torch.channels_last)
-        alike = len(x) == len(features)
+        alike = x.shape[0] == features.shape[0]  # len would be one number, where a graph is for any
         if whole and alike:
             x = add_int8_conv2d(x, features, *self.int8_skips[layer])
         elif alike and not exporting:
@@ -281,7 +281,7 @@ class Decoder(nn.Module):
                 y = self.get_submodule(f"skip_{layer}")(features.to(x.dtype))
             if exporting:  # a graph is for any size
                 y = F.pad(y, (0, beyond[0], 0, beyond[1]), mode="replicate")
-            x += y if alike else y.repeat(len(x) // len(y), 1, 1, 1)
+            x += y if alike else y.repeat(x.shape[0] // y.shape[0], 1, 1, 1)
         return F.relu_(x) if relu else x
 
     def _normed(self, name: str, x: Tensor, norms: LayerNorms | None) -> Tensor:

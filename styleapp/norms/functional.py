@@ -74,8 +74,9 @@ def _is_batch_norm(x: Tensor, m: Moments, gamma: Tensor | None, beta: Tensor | N
     It computes x · γ/σ + (β - μ · γ/σ) in float32. That loses digits where the mean is large, but none that a ``x`` of
     half precision had. It knows no gradient of the moments.
     """
-    one = len(x) == 1 or (x.device.type == "cpu" and not torch.compiler.is_compiling())  # a GPU waits for each start
-    if torch.is_grad_enabled() or not one or x.dim() < 3 or x.dtype not in (torch.bfloat16, torch.float16):
+    if torch.is_grad_enabled() or x.dim() < 3 or x.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    if len(x) != 1 and (x.device.type != "cpu" or torch.compiler.is_compiling()):  # a GPU waits for each start
         return False
     ones = tuple(1 for _ in x.shape[2:])
     each = ((len(x), x.shape[1], *ones), (1, x.shape[1], *ones))

@@ -133,10 +133,10 @@ For the paintings that have all three, content loss / style loss:
 | | AdaIN | CIN | IN |
 |---|---|---|---|
 {pairs}
-What one sees: AdaIN brings over contrasts, some strokes and, since what its decoder is told is learned or refined ([architecture](architecture.md)), the colours; but outlines fray and faces go, because it
-changes a photo at one depth alone. CIN and IN have learned palettes and outlines: the Great Wave's cream and blue, the Visit's yellow, red and blue. The decoders
-differ in more than their norms: those of CIN and IN see the photo's fine detail too (features of relu1_1 and relu2_1, [architecture](architecture.md)), where of the photo AdaIN's knows relu4_1 alone, as in the
-paper, and makes up the rest: eyes and letters. All three upsample bilinearly, where the paper has nearest neighbours, behind which a decoder that has seen few steps draws a grain of dots
+What one sees: AdaIN brings over contrasts, some strokes and, since what its decoder is told is learned or refined ([architecture](architecture.md)), the colours; but outlines fray and small faces are smeared, because
+no norm corrects what comes after it. CIN and IN have learned palettes and outlines: the Great Wave's cream and blue, the Visit's yellow, red and blue. The decoders
+differ in more than their norms: all see the photo's fine detail too, those of CIN and IN features of relu1_1 and relu2_1 as they are, before a norm, AdaIN's those of relu1_1 to relu3_1 with the painting's moments
+([architecture](architecture.md)), where the paper's knows relu4_1 alone. All three upsample bilinearly, where the paper has nearest neighbours, behind which a decoder that has seen few steps draws a grain of dots
 and dashes, and were trained against detail that does not follow the photo (benchmarks/grid.json). These paintings were among those that AdaIN's decoder
 was trained on; what it does with others, `styleapp evaluate` measures ([model card](../weights/README.md)).
 
@@ -144,7 +144,7 @@ was trained on; what it does with others, `styleapp evaluate` measures ([model c
 
 CIN has no row for a painting that somebody has just uploaded. Its code is predicted: measured on what the decoder makes of the painting, corrected by two small layers that
 were trained with the network, tried on a small photo, and corrected once more by what shows there (`CodePredictor`; Ghiasi et al. 2017, Marino et al. 2018). Then sixteen gradient
-steps refine it on the same small photo, as `styleapp learn` would with more of them (`--refine`). AdaIN measures (γ, β) at relu4_1, and the same steps
+steps refine it on the same small photo, as `styleapp learn` would with more of them (`--refine`). AdaIN measures (γ, β) at relu1_1 to relu4_1, and the same steps
 refine what its decoder is told besides.
 
 | 17 paintings, 20 photos | content loss | style loss | medians over the paintings |

@@ -44,7 +44,7 @@ class How:
 
 HOW = {
     CIN: How([256, 1024], {}),
-    "adain": How([256, 512, 1024], {"lr": 0.05, "style_weight": 2.0, "damping": 1.5}),
+    "adain": How([256, 512, 1024], {"lr": 0.05, "style_weight": 4.0, "damping": 1.5}),
 }
 
 

@@ -306,7 +306,7 @@ def test_our_convolutions_are_those_of_cudnn(conditional, dtype):
     """Features, pictures and gradients of whole networks, on the GPUs that take ours."""
     assert kernels.convolve(torch.device("cuda:0"), dtype) == (torch.cuda.get_device_capability() == (9, 0))
     torch.manual_seed(0)
-    decoder = Decoder(32, width=2, upsampling="bilinear", skips={"relu1_1": 8, "relu2_1": 16} if conditional else None)
+    decoder = Decoder(32, width=2, upsampling="bilinear", skips={"relu1_1": 8, "relu2_1": 16})
     network = alive(Stylizer(Encoder((8, 16, "M", 16, 16, "M", 24, "M", 32)), decoder, conditional=conditional))
     network = network.to(DEVICE, dtype).to(memory_format=torch.channels_last)
     network.encoder.requires_grad_(False)

@@ -96,7 +96,7 @@ def networks() -> int:
     """Whole networks by our convolutions, in half precision, against those of PyTorch in float32."""
     compared = 0
     encoder = Encoder((8, 16, "M", 16, "M", 24, "M", 32))
-    for conditional, skips in ((False, None), (True, {"relu1_1": 8, "relu2_1": 16})):
+    for conditional, skips in ((False, {"relu1_1": 8, "relu3_1": 24}), (True, {"relu1_1": 8, "relu2_1": 16})):
         decoder = Decoder(32, width=2, upsampling="bilinear", skips=skips)
         exact = alive(Stylizer(encoder, decoder, conditional=conditional)).requires_grad_(False)
         ours = copy.deepcopy(exact).to(memory_format=torch.channels_last)

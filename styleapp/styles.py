@@ -167,7 +167,7 @@ class Styles:
     def _measured_code(
         self, name: str, style_size: int, network: Stylizer, refine: int, refining: Callable[[], None]
     ) -> StyleCode:
-        if network.shifts is None:
+        if network.shifts is None and not network.besides:
             return self.gallery.code(name, style_size)
         if (learned := between(self.networks.adain_codes.get(name, {}), style_size)) is not None:
             return learned.to(self.device)

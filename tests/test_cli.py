@@ -148,7 +148,7 @@ def test_threads_do_not_wait_for_work_for_long(run, monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     assert run("--version")[0] == 0 and "GOMP_SPINCOUNT" not in os.environ
     monkeypatch.delenv("OMP_WAIT_POLICY")
-    assert run("--version")[0] == 0 and os.environ["GOMP_SPINCOUNT"] == "1000"
+    assert run("--version")[0] == 0 and os.environ["GOMP_SPINCOUNT"] == "4000"
     code = "import styleapp.cli, sys; assert 'torch' not in sys.modules"  # it would be too late
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -326,7 +326,7 @@ class TestSavedStyles:
         run("stylize", photo, "-s", "mine", "-o", "a.png", *SIZE)
         run("stylize", photo, "-s", "painting.png", "-o", "b.png", *SIZE)
         a, b = (np.asarray(Image.open(f)).astype(int) for f in ("a.png", "b.png"))
-        assert np.abs(a - b).mean() < 1  # the code is kept in half precision
+        assert np.abs(a - b).mean() < 4  # the code is kept in half precision
 
     @pytest.mark.parametrize(
         ("name", "exit_code", "message"),

@@ -119,9 +119,12 @@ def test_decoders_with_norms_inside(transfer, weights, tmp_path, monkeypatch):
     network = transfer.networks.adain
     untold = Stylizer(network.encoder, network.decoder)
     monkeypatch.setattr(transfer.networks, "adain", untold)
+    seeing = transfer.picture(PHOTO, "great-wave", Options(norm="adain", style_size=64)).rgb
+    plain = Stylizer(network.encoder, transfer.networks.ablation("none").decoder)
+    monkeypatch.setattr(transfer.networks, "adain", plain)
     adain = transfer.picture(PHOTO, "great-wave", Options(norm="adain", style_size=64)).rgb
     assert torch.equal(transfer.picture(PHOTO, "great-wave", Options(norm="decoder:none", style_size=64)).rgb, adain)
-    assert not torch.equal(told, adain)
+    assert not torch.equal(told, seeing) and not torch.equal(seeing, adain)
     assert not torch.equal(found, adain)
     large = from_pil(noise(200, 150))
     whole = transfer.picture(large, "great-wave", Options(norm="decoder:bn", style_size=64))

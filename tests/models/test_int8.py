@@ -303,7 +303,7 @@ def test_pictures_are_near_those_of_float(norm, transfer, int8_weights):
         t.stylize(to_pil(picture), "great-wave", **options, tile=tile)
         for t, tile in ((transfer, "off"), (quick, "off"), (quick, "32"))
     )
-    assert _difference(exact, rounded) < 6
+    assert _difference(exact, rounded) < (6 if norm == "cin" else 15)  # no norm takes away what is wrong
     assert _difference(rounded, tiled) < 1
 
 

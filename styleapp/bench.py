@@ -213,12 +213,12 @@ def _stages(transfer: StyleTransfer, photo: Image.Image, code: StyleCode, size: 
     encoded = stylizer.encode(image, exact=False)
     parts = code.split(stylizer.parts)
     shifts = stylizer.told(parts)
-    target, skips = stylizer.normalised(*encoded, parts)
+    target, skips = stylizer.inputs(*encoded, parts)
     done = transfer.stylize(photo, code, work_size=0)
     stages: dict[str, Callable[[], object]] = {
         "read JPEG": lambda: read_image(file.getvalue()),
         "encoder": lambda: stylizer.encode(image, exact=False),
-        "norm": lambda: stylizer.normalised(*encoded, parts),
+        "norm": lambda: stylizer.inputs(*encoded, parts),
         "decoder": lambda: stylizer.decoder(target, skips=skips, shifts=shifts),
         "write JPEG": lambda: done.save(io.BytesIO(), "JPEG", quality=95, subsampling="4:4:4"),
     }

@@ -118,7 +118,7 @@ def _units(stylizer: Stylizer, code: StyleCode, features: Tensor, skips: Skips) 
         units[name] = x.float().std((1, 2, 3), keepdim=True).expand_as(parts[name].beta)
         return x
 
-    x, skips = stylizer.normalised(features, skips, parts)
+    x, skips = stylizer.inputs(features, skips, parts)
     stylizer.decoder(x, listen, skips=skips, shifts=stylizer.told(parts))
     beta = torch.cat([units[name] for name in parts], 1)
     return type(code)(torch.zeros_like(beta), beta)

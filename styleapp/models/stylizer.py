@@ -401,12 +401,12 @@ class Stylizer(nn.Module):
         def norm(name: str, x: Tensor) -> Tensor:
             return self.apply_code(x, codes[name], alpha, None if seen is None else seen(name, x))
 
-        x, skips = self.normalised(features, skips or {}, codes, alpha, seen)
+        x, skips = self.inputs(features, skips or {}, codes, alpha, seen)
         told = self.told(codes, alpha)
         picture: Tensor = self.decoder(x, norm if inside else None, skips=skips, shifts=told)
         return picture
 
-    def normalised(
+    def inputs(
         self,
         features: Tensor,
         skips: Skips,

@@ -141,7 +141,7 @@ class _Run(Run):
         def normalised(features: Sequence[Tensor]) -> tuple[Tensor, Skips]:
             """What the decoder gets of the photos' layers, with the moments of ``wanted``."""
             each = {n: f.repeat(pairs, 1, 1, 1) for n, f in by_layer(features).items() if n in stylizer.besides}
-            return stylizer.normalised(features[-1].repeat(pairs, 1, 1, 1), each, by_layer(wanted))
+            return stylizer.inputs(features[-1].repeat(pairs, 1, 1, 1), each, by_layer(wanted))
 
         with torch.no_grad():
             features = self.encoder.features(photo)

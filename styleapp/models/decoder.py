@@ -259,7 +259,7 @@ class Decoder(nn.Module):
         return x
 
     def with_skip(self, x: Tensor, layer: str, skips: Skips, relu: bool = False) -> Tensor:
-        """``x``, changed in place, and what comes in from a layer of the encoder; their ReLU, where one follows."""
+        """``x``, which may be changed, and what comes in from a layer of the encoder; their ReLU, where one follows."""
         if layer not in skips:
             raise ValueError(f"this decoder sees {', '.join(self.skips.values())} of the photo too: {layer} is missing")
         features = skips[layer]

@@ -69,9 +69,9 @@ def reflect_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: 
     if torch.compiler.is_exporting():
         return _defined(x, weight, bias, relu, "reflect")
     _check_reflects(*x.shape[-2:])
-    if _wants_gradient(x, weight):
+    if _wants_gradient(x, weight, bias):
         ours = x.is_cuda or x.dtype == torch.bfloat16  # of which torch's pad on a CPU makes further copies
-        y = F.conv2d(padded(x, "reflect") if ours else F.pad(x, (1, 1, 1, 1), mode="reflect"), weight, bias)
+        y = _conv2d(padded(x, "reflect") if ours else F.pad(x, (1, 1, 1, 1), mode="reflect"), weight, bias)
         return F.relu_(y) if relu else y
     if x.is_cuda or x.shape[-2] * x.shape[-1] < LEAST_TO_CORRECT:
         return _convolved(padded(x, "reflect"), weight, bias, relu)
@@ -152,7 +152,7 @@ def onednn_works(dtype: torch.dtype) -> bool:
 
 
 def add_conv2d(y: Tensor, x: Tensor, weight: Tensor, relu: bool = False) -> Tensor:
-    """``y``, changed in place, + a 1x1 convolution of ``x``; relu of it where one follows. On a CPU in one pass.
+    """``y`` + a 1x1 convolution of ``x``; relu of it where one follows. On a CPU in one pass; ``y`` may be changed.
 
     Args:
         y: (N, O, H, W).
@@ -163,7 +163,8 @@ def add_conv2d(y: Tensor, x: Tensor, weight: Tensor, relu: bool = False) -> Tens
     eager = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
     if fits and eager and y.device.type == "cpu" and torch.backends.mkldnn.enabled and onednn_adds(x.dtype):
         return _added_by_onednn(y, x, weight, relu)
-    y += F.conv2d(x, weight)
+    more = F.conv2d(x, weight)
+    y = y + more if torch.is_grad_enabled() else y.add_(more)  # autograd would copy what is changed, where it is a view
     return F.relu_(y) if relu else y
 
 
@@ -218,10 +219,10 @@ def upsampled_conv2d(
     """
     if torch.compiler.is_exporting():
         return _defined(F.interpolate(x, scale_factor=2.0, mode=mode), weight, bias, relu, "replicate")
-    wants_gradient = _wants_gradient(x, weight)
+    wants_gradient = _wants_gradient(x, weight, bias)
     if wants_gradient and mode == "nearest":
         return reflect_conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias, relu)
-    if wants_gradient and not x.is_cuda:
+    if wants_gradient and not x.is_cuda and weight.requires_grad:
         y = F.conv2d(_bilinear_with_border(x), weight, bias)
         return F.relu_(y) if relu else y
     parts = (kernels or subpixel_kernels)(weight, mode)
@@ -229,10 +230,10 @@ def upsampled_conv2d(
         n, _, height, width = x.shape
         out_channels = weight.shape[0]
         biases = None if bias is None else bias.repeat(4)
-        y = F.conv2d(padded(x, "replicate"), parts, biases).permute(0, 2, 3, 1)
+        y = _conv2d(padded(x, "replicate"), parts, biases).permute(0, 2, 3, 1)
         y = y.reshape(n, height, width, 2, 2, out_channels).transpose(2, 3)
         y = y.reshape(n, 2 * height, 2 * width, out_channels).permute(0, 3, 1, 2)
-        return F.relu_(y) if relu else y
+        return F.relu(y) if relu else y
     beyond = 0 if x.is_cuda else _beyond(x.shape[-1], mode)
     return _subpixels(Ringed(padded(x, "replicate", beyond), *x.shape[-2:]), parts, bias, relu)
 
@@ -449,8 +450,30 @@ def _empty(*shape: int, like: Tensor) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
 
 
-def _wants_gradient(x: Tensor, weight: Tensor) -> bool:
-    return torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.conv2d``. On a CPU PyTorch finds the gradient of a bias together with that of the weights, wanted or not."""
+    if bias is None or weight.requires_grad or not bias.requires_grad:
+        return F.conv2d(x, weight, bias)
+    y: Tensor = _Biased.apply(F.conv2d(x, weight, bias.detach()), bias)
+    return y
+
+
+class _Biased(torch.autograd.Function):
+    """What has a bias already, for the gradient of the bias alone."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, bias: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.dtype = bias.dtype
+        ctx.mark_dirty(y)  # what follows changes it in place, which a view would not allow
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return grad, grad.sum((0, 2, 3), dtype=ctx.dtype)
+
+
+def _wants_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 class ReflectConv2d(nn.Conv2d):

@@ -1,4 +1,5 @@
 import copy
+import itertools
 
 import bench_layers
 import pytest
@@ -214,13 +215,25 @@ def test_padded_is_the_pad_of_torch_and_keeps_the_layout(batch, height, width, p
     assert y.is_contiguous(memory_format=layout)
 
 
-def test_gradients_flow_and_agree():
-    x = torch.randn(2, 3, 5, 6, dtype=torch.float64, requires_grad=True)
-    layer = ReflectConv2d(3, 4).double()
-    ours = torch.autograd.grad(layer(x).square().sum(), [x, *layer.parameters()])
-    theirs = torch.autograd.grad(plain(x, layer.weight, layer.bias).square().sum(), [x, *layer.parameters()])
-    for a, b in zip(ours, theirs, strict=True):
-        assert torch.allclose(a, b)
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("mode", [None, *UPSAMPLINGS])
+@pytest.mark.parametrize("trained", [names for k in (1, 2, 3) for names in itertools.combinations("xwb", k)])
+def test_gradients_flow_and_agree(trained, mode, relu):
+    """Whatever wants one: in a frozen network what is added to a bias alone does."""
+    torch.manual_seed(0)
+    x, layer = torch.randn(2, 3, 5, 6), ReflectConv2d(3, 4).requires_grad_(False)
+    each = {"x": x, "w": layer.weight, "b": torch.randn(4)}
+    for name in trained:
+        each[name].requires_grad_()
+    wanted = [each[name] for name in trained]
+    theirs = after_upsampling if mode else lambda x, w, b, mode: plain(x, w, b)
+    ours = layer(x, upsampling=mode, relu=relu, shift=each["b"])
+    plainly = theirs(x.double(), layer.weight.double(), (layer.bias + each["b"]).double(), mode)
+    plainly = plainly.relu() if relu else plainly
+    outward = torch.randn(ours.shape, dtype=torch.float64)
+    found, exact = (torch.autograd.grad((y * outward).sum(), wanted) for y in (ours, plainly))
+    for a, b in zip(found, exact, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_input_is_not_changed():

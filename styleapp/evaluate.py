@@ -54,7 +54,7 @@ def evaluate(
     size: int = 512,
     every: int = 1,
     norm: str = "adain",
-    refine: int = Options.refine,
+    refine: int | None = None,
     detail: float = Options.detail,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Row]:

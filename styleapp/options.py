@@ -75,8 +75,8 @@ class Options:
             painting is recoloured to the photo before it is measured), palette (the painting's colours alone, on the
             photo as it is).
         refine: gradient steps on the code of a painting that the network has not learned, once for each painting:
-            nearer to it for a fifth of a second (CIN, two CPU cores with bfloat16) to over half a second (AdaIN,
-            without it) a step. 0 for none.
+            nearer to it for a sixth of a second (AdaIN, two CPU cores with bfloat16) to half a second (without it) a
+            step. 0 for none; without it 16 for cin and 24 for adain.
         tile: auto (as large as memory allows, on a CPU of large photos as large as is quick), off (the photo in one
             piece), or the longest side of a tile in pixels. The result is the same.
         max_memory: what the process may occupy in all, such as 2GB; by default half of what is free.
@@ -90,7 +90,7 @@ class Options:
     norm: str = "auto"
     detail: float = 1.0
     color: str = "none"
-    refine: int = 16
+    refine: int | None = None
     tile: str = "auto"
     max_memory: str = ""
     feather: float = 0.0
@@ -116,7 +116,7 @@ class Options:
             raise OptionError(f"style_size must be at least 1, got {self.style_size}")
         if self.work_size and self.work_size < 16:
             raise OptionError(f"work_size must be 0 (the photo's own) or at least 16 pixels, got {self.work_size}")
-        if not 0 <= self.refine <= 1000:
+        if self.refine is not None and not 0 <= self.refine <= 1000:
             raise OptionError(f"refine must be from 0 to 1000 steps, got {self.refine}")
 
 

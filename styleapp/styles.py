@@ -100,7 +100,7 @@ class Styles:
         style: Style,
         style_size: int = 512,
         norm: str = "adain",
-        refine: int = Options.refine,
+        refine: int | None = None,
         refining: Callable[[], None] = lambda: None,
     ) -> StyleCode:
         """The code of a style for the network of ``norm``, or the weighted mean of several.
@@ -133,17 +133,16 @@ class Styles:
         code = self._codes.code(key, lambda: self.measure(painting, style_size, network, refine, refining))
         return code.to(self.device)
 
-    def _key(self, digest: str, style_size: int, network: Stylizer, refine: int) -> CodeKey:
+    def _key(self, digest: str, style_size: int, network: Stylizer, refine: int | None) -> CodeKey:
         files = [ENCODER]
-        if network.probe is None:
-            refine = 0
-        else:
+        if network.probes is not None:
             files.append(CIN if network.conditional else DECODER)
         checksums = " ".join(map(self.networks.checksum, files))
-        return CodeKey(digest, style_size, f"{checksums} {network.code_channels}", refine, self.arithmetic)
+        steps = network.steps(refine)
+        return CodeKey(digest, style_size, f"{checksums} {network.code_channels}", steps, self.arithmetic)
 
     def _named_code(
-        self, name: str, style_size: int, norm: str, network: Stylizer, refine: int, refining: Callable[[], None]
+        self, name: str, style_size: int, norm: str, network: Stylizer, refine: int | None, refining: Callable[[], None]
     ) -> StyleCode:
         if norm not in ("cin", "in"):
             return self._measured_code(name, style_size, network, refine, refining)
@@ -165,7 +164,7 @@ class Styles:
 
     @torch.inference_mode()
     def _measured_code(
-        self, name: str, style_size: int, network: Stylizer, refine: int, refining: Callable[[], None]
+        self, name: str, style_size: int, network: Stylizer, refine: int | None, refining: Callable[[], None]
     ) -> StyleCode:
         if network.shifts is None and not network.besides:
             return self.gallery.code(name, style_size)
@@ -177,7 +176,7 @@ class Styles:
                 f"of the style {name!r}, which an earlier version has saved, too little is known: save it again, "
                 f"styleapp styles save PAINTING --name {name} --overwrite"
             )
-        if not refine or network.probe is None:
+        if not network.steps(refine):
             return network.predicted(seen)
         joined = StyleCode.join(seen)
         key = self._key(digest_of(joined.gamma, joined.beta), style_size, network, refine)
@@ -189,7 +188,7 @@ class Styles:
         painting: Picture,
         style_size: int = 512,
         network: Stylizer | None = None,
-        refine: int = 0,
+        refine: int | None = 0,
         refining: Callable[[], None] = lambda: None,
     ) -> StyleCode:
         """The code of a painting whose short side is scaled to ``style_size``, for the AdaIN or another network."""

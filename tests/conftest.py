@@ -6,6 +6,7 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from styleapp.models import CodePredictor, Decoder, Encoder, ShiftPredictor, Stylizer
+from styleapp.models.predictor import PROBES
 from styleapp.pipeline import StyleTransfer
 
 # Processes side by side (`make test`) share the cores; those that a test starts inherit the environment.
@@ -108,7 +110,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shifts = ShiftPredictor(4 + 6 + 8, sum(network.decoder.hidden.values())).requires_grad_(False)
         torch.nn.init.normal_(shifts.last.weight, std=0.02)
     shifts.mean.fill_(-0.5)
-    shifts.probe.copy_(torch.linspace(0, 1, 3 * 192 * 192).reshape(1, 192, 192, 3).movedim(-1, 1).roll(60, 2))
+    shifts.probes.copy_(torch.linspace(0, 1, math.prod(PROBES)).reshape(2, 224, 224, 3).movedim(-1, 1).roll(60, 2))
     told = {f"shifts.{k}": v for k, v in shifts.state_dict().items()}
     skips, above = {"relu1_1": 4, "relu2_1": 6}, {"relu1_1": 4, "relu2_1": 6, "relu3_1": 8}
 

@@ -280,7 +280,7 @@ def test_what_adain_is_told_is_refined(dtype, monkeypatch):
     torch.manual_seed(0)
     decoder = Decoder(16, upsampling="bilinear")
     network = alive(Stylizer(Encoder(TINY_VGG), decoder, shifts=ShiftPredictor(18, sum(decoder.hidden.values()))))
-    network.shifts.probe.copy_(from_pil(noise(192, 192, seed=1)).rgb)
+    network.shifts.probes.copy_(torch.cat([from_pil(noise(224, 224, seed=seed)).rgb for seed in (1, 3)]))
     painting = from_pil(noise(64, 80, seed=2)).rgb
     first, wanted = network.measure(painting), network.measure(painting, refine=12)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
@@ -291,9 +291,12 @@ def test_what_adain_is_told_is_refined(dtype, monkeypatch):
     assert found.beta.dtype == torch.float32 and torch.equal(found.gamma[:, 16:], wanted.gamma[:, 16:].to(DEVICE))
 
     def loss(code: StyleCode) -> float:
-        goal, probe = [network.code_of(f) for f in network.encoder.features(painting)], network.probe
-        content, style, picture = code_losses(network, probe, network.encode(probe), code.to("cpu"), goal)
-        return float(content + 2 * style + 60 * grid_loss(picture))
+        goal = [network.code_of(f) for f in network.encoder.features(painting)]
+        total = torch.zeros(())
+        for probe in network.probes.split(1):
+            content, style, picture = code_losses(network, probe, network.encode(probe), code.to("cpu"), goal)
+            total += (content + 4 * style + 60 * grid_loss(picture)).sum()
+        return float(total)
 
     gained = (loss(first) - loss(found)) / (loss(first) - loss(wanted))
     assert gained == pytest.approx(1, abs=0.1 if dtype == torch.float32 else 0.7)

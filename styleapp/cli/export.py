@@ -28,7 +28,7 @@ def export(
     alpha: Annotated[float, typer.Option(help="Strength, 0 to 1.")] = 1.0,
     norm: Annotated[str, typer.Option(help="auto, cin, adain or in; as for stylize.")] = "auto",
     style_size: Annotated[int, typer.Option(help="Short side at which the styles are measured.")] = Options.style_size,
-    refine: Annotated[int, typer.Option(min=0, help="Steps of refining the code of a painting.")] = Options.refine,
+    refine: Annotated[int | None, typer.Option(min=0, help="Steps of refining the code of a painting.")] = None,
     detail: Annotated[float, typer.Option(help="With a style: how much fine texture of photos it sees, 0 to 1.")] = 1.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
     as_json: Json = False,

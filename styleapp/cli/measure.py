@@ -98,7 +98,7 @@ def evaluate(
     size: Annotated[int, typer.Option(help="Short side in pixels.")] = 512,
     every: Annotated[int, typer.Option(min=1, help="Take every so many of the photos and of the paintings.")] = 1,
     norm: Annotated[str, typer.Option(help="adain, cin, or decoder:NORM for one of the small decoders.")] = "adain",
-    refine: Annotated[int, typer.Option(min=0, help="Steps of refining codes of paintings.")] = Options.refine,
+    refine: Annotated[int | None, typer.Option(min=0, help="Steps of refining codes of paintings.")] = None,
     detail: Annotated[float, typer.Option(help="How much fine texture of the photos cin sees, 0 to 1.")] = 1.0,
     device: Device = "auto",
     precision: Precision = "auto",

@@ -536,9 +536,10 @@ class ReflectConv2d(nn.Conv2d):
         which = mode, weight.data_ptr(), weight._version
         kept = self._kept
         if kept is None or kept[0] != which:
-            parts = subpixel_kernels(weight.detach(), mode)
-            if weight.is_cuda:
-                parts = parts.contiguous(memory_format=torch.channels_last)
+            with torch.inference_mode(False), torch.no_grad():  # a gradient may pass through them later
+                parts = subpixel_kernels(weight.detach(), mode)
+                if weight.is_cuda:
+                    parts = parts.contiguous(memory_format=torch.channels_last)
             # The weight is kept too, so that no other one can have its place in memory.
             kept = self._kept = which, parts, weight.detach()
         return kept[1]

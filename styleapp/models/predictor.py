@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 __all__ = ["CodePredictor", "ShiftPredictor"]
 
 PROBE_SIZE = 192
-"""Sides of the probe, in pixels."""
+"""Sides of the photo that codes of a conditional network are tried on, in pixels."""
+
+PROBES = (2, 3, 224, 224)
+"""Shape of the photos that what an AdaIN decoder is told is refined on."""
 
 
 class CodePredictor(nn.Module):
@@ -97,18 +100,19 @@ class ShiftPredictor(nn.Module):
         channels: of the hidden convolutions together.
 
     Attributes:
-        probe: (1, 3, H, W), a photo in [0,1], that β of a painting is refined on.
+        probes: of shape :data:`PROBES`, photos in [0,1] that β of a painting is refined on. Two, because what suits
+            the moments of one photo is not yet what suits photos; on more of them it became no better.
     """
 
     mean: Tensor
     scale: Tensor
-    probe: Tensor
+    probes: Tensor
 
     def __init__(self, seen: int, channels: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(2 * seen))
         self.register_buffer("scale", torch.ones(2 * seen))
-        self.register_buffer("probe", torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE))
+        self.register_buffer("probes", torch.zeros(PROBES))
         self.last = nn.Linear(2 * seen, channels, bias=False)
         nn.init.zeros_(self.last.weight)
 

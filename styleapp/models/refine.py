@@ -61,18 +61,24 @@ def refined(
         a, b = (torch.zeros_like(t, requires_grad=True) for t in (first.gamma, first.beta))
         optimizer = torch.optim.Adam([a, b], lr=lr, betas=(0.8, 0.95), eps=max(damping, 1e-8))
         unit: Tensor | None = None
+        units, looks = None, []
         with torch.no_grad():  # each photo is encoded once
-            looked = [(photo.clone(), stylizer.encode(photo.clone())) for photo in photos[:steps]]
-            units = _units(stylizer, first, *looked[0][1])
+            for photo in photos[:steps]:
+                features, skips = stylizer.encode(photo.clone())
+                units = units or _units(stylizer, first, features, skips)
+                target = stylizer.apply_code(features, wanted[-1])
+                looks.append((_painter(stylizer, first, photo.clone(), features, skips), target))
+        assert units is not None
         for step in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = lr * (1 - step / steps)
-            photo, seen = looked[step % len(looked)]
-            content, style, picture = code_losses(stylizer, photo, seen, _changed(first, a, b, units), wanted)
+            painter, target = looks[step % len(looks)]
+            picture = painter(_changed(first, a, b, units))
+            content, style = _losses(stylizer, picture, target, wanted)
             loss = content + style_weight * style
             if grid_weight:
                 loss = loss + grid_weight * grid_loss(picture)
-            gradient = torch.stack(torch.autograd.grad(SCALE * loss.sum(), (a, b)))
+            gradient = torch.stack(torch.autograd.grad(SCALE * loss.sum(), (a, b), materialize_grads=True))
             if unit is None:  # of each code by itself
                 unit = gradient.square().mean((0, 2), keepdim=True).sqrt().clamp_min(1e-8)
             a.grad, b.grad = gradient / unit
@@ -98,12 +104,27 @@ def code_losses(
         wanted: codes of the N paintings at relu1_1, relu2_1, relu3_1, relu4_1.
     """
     features, skips = seen
-    features = features.expand(len(code.gamma), -1, -1, -1)
     with torch.no_grad():
         target = stylizer.apply_code(features, wanted[-1])
-    picture = stylizer.stylized(features, code, photo, skips=skips)
+    picture = stylizer.stylized(features.expand(len(code.gamma), -1, -1, -1), code, photo, skips=skips)
+    return *_losses(stylizer, picture, target, wanted), picture
+
+
+def _losses(stylizer: Stylizer, picture: Tensor, target: Tensor, wanted: Sequence[StyleCode]) -> tuple[Tensor, Tensor]:
+    """Content and style loss, (N,) each."""
     found = stylizer.encoder.features(picture)
-    return content_loss(found[-1], target), style_loss([stylizer.code_of(f) for f in found], wanted), picture
+    return content_loss(found[-1], target), style_loss([stylizer.code_of(f) for f in found], wanted)
+
+
+def _painter(
+    stylizer: Stylizer, code: StyleCode, photo: Tensor, features: Tensor, skips: Skips
+) -> Callable[[StyleCode], Tensor]:
+    """What makes the photo's picture in a code that is ``code`` but for what is refined; what stays is done once."""
+    features = features.expand(len(code.gamma), -1, -1, -1)
+    if stylizer.shifts is None:
+        return lambda changed: stylizer.stylized(features, changed, photo, skips=skips)
+    x, inside = stylizer.inputs(features, skips, code.split(stylizer.parts))
+    return lambda changed: stylizer.decode(x, photo, inside, stylizer.told(changed.split(stylizer.parts)))
 
 
 def _units(stylizer: Stylizer, code: StyleCode, features: Tensor, skips: Skips) -> StyleCode:

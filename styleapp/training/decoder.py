@@ -13,7 +13,7 @@ from torchvision.utils import make_grid
 from styleapp.models import Decoder, Encoder, ShiftPredictor, Stylizer, code_from_moments
 from styleapp.models.decoder import Skips
 from styleapp.models.losses import content_loss, grid_loss, style_loss
-from styleapp.models.predictor import PROBE_SIZE
+from styleapp.models.predictor import PROBES
 from styleapp.models.vgg import by_layer
 from styleapp.norms import moments
 from styleapp.options import DecoderOptions
@@ -21,7 +21,7 @@ from styleapp.training.data import ImagePool, painting_crops
 from styleapp.training.loop import Losses, Report, Run, check_out, new_decoder, train
 from styleapp.training.moves import followed, random_motion
 from styleapp.training.pairs import paired, tiled, where
-from styleapp.training.start import Start, probe_of_examples, statistics
+from styleapp.training.start import Start, probes_of_examples, statistics
 
 __all__ = ["DecoderOptions", "train_decoder"]
 
@@ -100,8 +100,8 @@ class _Run(Run):
             if start is None or not start.fill_shifts(shifts, decoder):
                 sizes = {"above": seen, encoder.last: encoder.num_channels}
                 shifts.standardize(statistics(encoder, paintings, options.size).split(sizes)["above"])
-            if not shifts.probe.any():
-                shifts.probe.copy_(probe_of_examples(PROBE_SIZE))
+            if not shifts.probes.any():
+                shifts.probes.copy_(probes_of_examples(PROBES[-1]))
             # A step of Adam changes a sum of hundreds of inputs by so much more.
             groups.append({"params": list(shifts.parameters()), "lr": options.lr / 10, "weight_decay": 1e-2})
         super().__init__(encoder, _Network(decoder, shifts), options, device, groups)

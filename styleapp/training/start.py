@@ -26,7 +26,17 @@ from styleapp.models import CodePredictor, Decoder, Encoder, ShiftPredictor, Sty
 from styleapp.norms import moments
 from styleapp.training.data import ImagePool, painting_crops
 
-__all__ = ["Start", "centre", "layer_codes", "probe_of_examples", "spread", "statistics", "table_of", "widened"]
+__all__ = [
+    "Start",
+    "centre",
+    "layer_codes",
+    "probe_of_examples",
+    "probes_of_examples",
+    "spread",
+    "statistics",
+    "table_of",
+    "widened",
+]
 
 _PREDICTOR, _DECODER, _SHIFTS = "predictor.", "decoder.", "shifts."
 """What the names of their tensors begin with in a file."""
@@ -92,8 +102,9 @@ class Start:
         small = [len(self.decoder[f"{name}.bias"]) for name in decoder.hidden]
         wide = list(decoder.hidden.values())
         try:
+            known = {name: value for name, value in self.shifts.items() if name != "probe"}  # of 0.17 and before
             last = spread(self.shifts["last.weight"], shifts.last.weight.detach(), small, wide)
-            shifts.load_state_dict({"probe": shifts.probe, **self.shifts, "last.weight": last})
+            shifts.load_state_dict({"probes": shifts.probes, **known, "last.weight": last})
         except (KeyError, RuntimeError, ValueError) as error:
             raise WeightsError(f"{self.file}: no prediction of this shape: {error}") from None
         return True
@@ -151,11 +162,17 @@ def layer_codes(encoder: Encoder, image: Tensor) -> list[StyleCode]:
 
 def probe_of_examples(size: int) -> Tensor:
     """The middles of the photos of the demo side by side, (1, 3, size, size): what codes are tried on."""
+    photos = probes_of_examples(size)
+    width = math.ceil(size / len(photos))
+    return torch.cat([v2.functional.center_crop(photo, [size, width]) for photo in photos.split(1)], -1)[..., :size]
+
+
+def probes_of_examples(size: int) -> Tensor:
+    """The middle square of each photo of the demo, (P, 3, size, size)."""
     photos = [centre(read_image(path).rgb, size) for path in example_photos()]
     if not photos:
         raise ImageError("the photos of the demo, which codes of paintings are tried on, are not there")
-    width = math.ceil(size / len(photos))
-    return torch.cat([v2.functional.center_crop(photo, [size, width]) for photo in photos], -1)[..., :size]
+    return torch.cat(photos)
 
 
 def centre(photo: Tensor, size: int) -> Tensor:

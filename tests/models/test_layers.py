@@ -236,6 +236,16 @@ def test_gradients_flow_and_agree(trained, mode, relu):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
+def test_kernels_that_inference_has_kept_take_gradients():
+    """As when a painting is refined after a photo was stylized."""
+    x, layer, shift = torch.randn(1, 3, 5, 6), ReflectConv2d(3, 4).requires_grad_(False), torch.zeros(4)
+    with torch.inference_mode():
+        wanted = layer(x, upsampling="bilinear")
+    found = layer(x, upsampling="bilinear", shift=shift.requires_grad_())
+    torch.testing.assert_close(found, wanted)
+    assert torch.allclose(torch.autograd.grad(found.sum(), shift)[0], torch.full((4,), 120.0))
+
+
 def test_input_is_not_changed():
     x, layer = torch.randn(1, 3, 5, 5), ReflectConv2d(3, 4)
     before = x.clone()

@@ -160,7 +160,7 @@ class TestTold:
         decoder = Decoder(16, upsampling="bilinear")
         made = alive(Stylizer(Encoder(TINY_VGG), decoder, shifts=ShiftPredictor(18, sum(decoder.hidden.values()))))
         torch.nn.init.normal_(made.shifts.last.weight, std=0.02)
-        made.shifts.probe.uniform_()
+        made.shifts.probes.uniform_()
         return made
 
     def test_the_first_step_is_a_share_of_the_layers_deviation(self, told, photo, paintings):
@@ -192,12 +192,12 @@ class TestTold:
     def test_measuring_refines_on_its_probe(self, told, paintings):
         predicted, found = told.measure(paintings), told.measure(paintings, refine=3)
         wanted = wanted_of(told, paintings)
-        assert equal(found, refined(told, predicted, wanted, [told.probe], steps=3, **TOLD_REFINEMENT))
+        assert equal(found, refined(told, predicted, wanted, told.probes.split(1), steps=3, **TOLD_REFINEMENT))
         assert equal(found, told.predicted(wanted, refine=3)) and not equal(found, predicted)
         with torch.inference_mode():
             assert equal(told.measure(paintings, refine=3), found)
         told.shifts = None
-        assert told.probe is None and told.measure(paintings, refine=3).num_channels == 16
+        assert told.probes is None and told.measure(paintings, refine=3).num_channels == 16
 
     def test_codes_are_told_apart(self, told, network, paintings):
         """The two may have as many channels."""

@@ -151,7 +151,7 @@ def test_a_checkpoint_that_is_none(kind, folders, tmp_path):
     elif kind == "of another network":
         checkpoint.write_bytes(whole)
         saved = torch.load(checkpoint)
-        del saved["decoder"]["shifts.probe"]
+        del saved["decoder"]["shifts.probes"]
         torch.save(saved, checkpoint)
     elif kind == "a list":
         torch.save([1, 2], checkpoint)

@@ -107,7 +107,7 @@ def test_a_wider_decoder_is_told_the_same(tmp_path):
     assert before.shifts is not None and after.shifts is not None
     nn.init.normal_(before.shifts.last.weight, std=0.05)
     before.shifts.mean.fill_(-0.5)
-    before.shifts.probe.uniform_()
+    before.shifts.probes.uniform_()
     file = tmp_path / "small.safetensors"
     save_file(small.state_dict() | {f"shifts.{k}": v for k, v in before.shifts.state_dict().items()}, file)
     start = Start.read(file)
@@ -115,7 +115,7 @@ def test_a_wider_decoder_is_told_the_same(tmp_path):
     assert start.fill_shifts(after.shifts, wide)
     codes = [network.measure(PAINTING) for network in (before, after)]
     assert torch.allclose(after(PHOTO, codes[1]), before(PHOTO, codes[0]), atol=1e-5)
-    assert torch.equal(after.shifts.probe, before.shifts.probe) and after.shifts.probe.any()
+    assert torch.equal(after.shifts.probes, before.shifts.probes) and after.shifts.probes.any()
     with pytest.raises(WeightsError, match=r"small\.safetensors: no prediction of this shape"):
         start.fill_shifts(ShiftPredictor(17, sum(wide.hidden.values())), wide)
     older = {k: v for k, v in start.shifts.items() if k != "probe"}  # of before there was one

@@ -75,8 +75,8 @@ class Options:
             painting is recoloured to the photo before it is measured), palette (the painting's colours alone, on the
             photo as it is).
         refine: gradient steps on the code of a painting that the network has not learned, once for each painting:
-            nearer to it for a sixth of a second (AdaIN, two CPU cores with bfloat16) to half a second (without it) a
-            step. 0 for none; without it 16 for cin and 24 for adain.
+            nearer to it for a sixth (AdaIN) or a fifth of a second (CIN) a step on two CPU cores with bfloat16. 0 for
+            none; by default 16 for cin and 24 for adain.
         tile: auto (as large as memory allows, on a CPU of large photos as large as is quick), off (the photo in one
             piece), or the longest side of a tile in pixels. The result is the same.
         max_memory: what the process may occupy in all, such as 2GB; by default half of what is free.

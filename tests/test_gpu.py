@@ -35,6 +35,7 @@ from styleapp.models.layers import (
 from styleapp.models.losses import grid_loss
 from styleapp.models.recorded import Recorded
 from styleapp.models.refine import code_losses
+from styleapp.models.stylizer import TOLD_REFINEMENT
 from styleapp.norms import NORMS, make_norm, moments
 from styleapp.options import ConditionalOptions, DecoderOptions, Options
 from styleapp.pipeline import StyleTransfer
@@ -295,7 +296,7 @@ def test_what_adain_is_told_is_refined(dtype, monkeypatch):
         total = torch.zeros(())
         for probe in network.probes.split(1):
             content, style, picture = code_losses(network, probe, network.encode(probe), code.to("cpu"), goal)
-            total += (content + 4 * style + 60 * grid_loss(picture)).sum()
+            total += (content + TOLD_REFINEMENT["style_weight"] * style + 60 * grid_loss(picture)).sum()
         return float(total)
 
     gained = (loss(first) - loss(found)) / (loss(first) - loss(wanted))

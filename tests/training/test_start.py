@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY_VGG, alive
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from styleapp.errors import WeightsError
@@ -116,6 +116,10 @@ def test_a_wider_decoder_is_told_the_same(tmp_path):
     codes = [network.measure(PAINTING) for network in (before, after)]
     assert torch.allclose(after(PHOTO, codes[1]), before(PHOTO, codes[0]), atol=1e-5)
     assert torch.equal(after.shifts.probes, before.shifts.probes) and after.shifts.probes.any()
+    state = {name: value for name, value in load_file(file).items() if name != "shifts.probes"}
+    save_file(state | {"shifts.probe": torch.rand(1, 3, 192, 192)}, file)  # as 0.17 has it
+    after.shifts.probes.zero_()
+    assert Start.read(file).fill_shifts(after.shifts, wide) and not after.shifts.probes.any()
     with pytest.raises(WeightsError, match=r"small\.safetensors: no prediction of this shape"):
         start.fill_shifts(ShiftPredictor(17, sum(wide.hidden.values())), wide)
     older = {k: v for k, v in start.shifts.items() if k != "probe"}  # of before there was one

@@ -178,6 +178,8 @@ class TrainOptions:
         identity_weight: weight of the pixel loss on identity samples.
         grid_weight: weight of the loss against detail that is tied to cells of 4x4 and 8x8 pixels, the encoder's grid.
         equivariance_weight: weight of the loss against detail that does not follow a photo that is turned or shifted.
+        equivariance_every: that loss, which costs a pass more, is taken in one step of so many and weighs as much
+            more in it (lazily, as in Karras et al. 2020, section 3.1).
         skips: layers of the encoder that the decoder sees besides, of relu1_1,relu2_1,relu3_1; empty for none.
         identity_share: share of samples in which the photo is its own style.
         clip: largest gradient norm.
@@ -199,6 +201,7 @@ class TrainOptions:
     identity_weight: float = 20.0
     grid_weight: float = 0.0
     equivariance_weight: float = 0.0
+    equivariance_every: int = 1
     skips: str = "relu1_1,relu2_1"
     identity_share: float = 0.15
     clip: float = 5.0
@@ -209,7 +212,7 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if name in ("steps", "batch_size", "pairs") and value < 1:
+            if name in ("steps", "batch_size", "pairs", "equivariance_every") and value < 1:
                 raise OptionError(f"{name} must be at least 1, got {value}")
             if name in ("size", "style_size") and value < 16:
                 raise OptionError(f"{name} must be at least 16 pixels, got {value}")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
 from styleapp.allocator import keep_freed_memory
 from styleapp.cgroups import granted_cores
 
-__all__ = ["cores", "tune_process"]
+__all__ = ["cores", "stopping", "tune_process"]
 
 
 def tune_process() -> None:
@@ -28,3 +32,28 @@ def cores() -> int:
     """How many this process may use."""
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(there, granted_cores() or there)
+
+
+@contextmanager
+def stopping() -> Iterator[Callable[[], int]]:
+    """Inside, Ctrl-C and SIGTERM are remembered instead of raised: the number of the first, 0 for none.
+
+    A second one is raised as KeyboardInterrupt.
+    """
+    seen = 0
+
+    def remember(number: int, _: object) -> None:
+        nonlocal seen
+        if seen:
+            raise KeyboardInterrupt
+        seen = number
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: 0
+        return
+    before = {n: signal.signal(n, remember) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -2,7 +2,7 @@
 
 from styleapp.batch.journal import Journal, Summary, journal_of, settings_hash, summarize
 from styleapp.batch.plan import JOURNAL, Estimate, Job, Photo, estimate, find_photos, find_styles, make_jobs, place
-from styleapp.batch.run import run_jobs, stopping
+from styleapp.batch.run import run_jobs
 from styleapp.batch.work import Done, Settings, Task, Worker
 
 __all__ = [
@@ -24,6 +24,5 @@ __all__ = [
     "place",
     "run_jobs",
     "settings_hash",
-    "stopping",
     "summarize",
 ]

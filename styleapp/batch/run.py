@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 
 from styleapp.batch.journal import Journal
 from styleapp.batch.plan import Job
 from styleapp.batch.work import Done, Task
 
-__all__ = ["Engine", "run_jobs", "stopping"]
+__all__ = ["Engine", "run_jobs"]
 
 Engine = Callable[[Iterable[Task]], Iterator[Done]]
 """What does tasks, in any order: :meth:`Worker.run`, or one that has several workers."""
@@ -54,31 +53,3 @@ def run_jobs(
         if not done.skipped:
             journal.write(done.job, done.digest, seconds=done.seconds, error=done.error)
         yield done
-
-
-@contextmanager
-def stopping() -> Iterator[Callable[[], int]]:
-    """Inside, Ctrl-C and SIGTERM are remembered instead of raised: the number of the first, 0 for none.
-
-    A second one is raised as KeyboardInterrupt.
-    """
-    import signal
-    import threading
-
-    seen = 0
-
-    def remember(number: int, _: object) -> None:
-        nonlocal seen
-        if seen:
-            raise KeyboardInterrupt
-        seen = number
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: 0
-        return
-    before = {n: signal.signal(n, remember) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: seen
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -78,8 +78,9 @@ def journal_at(wanted: Wanted) -> dict[str, dict[str, Any]]:
 
 def stylize_many(wanted: Wanted, settings: Settings, many: BatchOptions, *, dry_run: bool) -> None:
     """Folders in, folders out: plan, run, report. Given again, the command does what is left."""
-    from styleapp.batch import Journal, place, stopping
+    from styleapp.batch import Journal, place
     from styleapp.batch.plan import output_key
+    from styleapp.process import stopping
 
     films: list[Path] = []
     jobs = plan_of(wanted, many, films.append)
@@ -255,8 +256,9 @@ def watch_folder(wanted: Wanted, settings: Settings, many: BatchOptions) -> None
         from watchfiles import watch
     except ImportError:
         raise OptionError("--watch needs watchfiles; pip install 'styleapp[watch]'") from None
-    from styleapp.batch import Journal, place, stopping
+    from styleapp.batch import Journal, place
     from styleapp.errors import ImageError
+    from styleapp.process import stopping
 
     if any(not Path(c).is_dir() for c in wanted.content):
         raise OptionError(f"--watch takes folders that exist, got {', '.join(wanted.content)}")

@@ -253,7 +253,7 @@ def stylize_film(
     wanted: Wanted,
 ) -> Made:
     """As :func:`stylize_file` for a film; Ctrl-C and SIGTERM end it after the frame in hand."""
-    from styleapp.batch import stopping
+    from styleapp.process import stopping
     from styleapp.video import Stopped, check_options, stylize_video
 
     options = check_options(transfer, style, settings.options)

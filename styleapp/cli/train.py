@@ -60,14 +60,17 @@ def train_adain(
     sample_minutes: SampleMinutes = 10.0,
     device: Device = "auto",
 ) -> None:
-    """Train a decoder for AdaIN. Given again, the command goes on from its checkpoint beside OUT."""
+    """Train a decoder for AdaIN.
+
+    Ctrl-C and SIGTERM end it after the step in hand. Given again, the command goes on from its checkpoint beside OUT.
+    """
     from styleapp.devices import find_device
-    from styleapp.process import tune_process
+    from styleapp.process import stopping, tune_process
     from styleapp.training.decoder import train_decoder
     from styleapp.weights import Weights
 
     tune_process()
-    with training_told(options.steps) as report:
+    with training_told(options.steps) as report, stopping() as stopped:
         done = train_decoder(
             Weights().encoder(),
             content,
@@ -78,9 +81,12 @@ def train_adain(
             init=init,
             minutes=minutes,
             sample_minutes=sample_minutes,
+            stop=stopped,
             report=report,
         )
     typer.echo(done)
+    if stopped():
+        raise typer.Exit(128 + stopped())
 
 
 @app.command("cin")
@@ -109,15 +115,15 @@ def train_cin(
 ) -> None:
     """Train a network of conditional instance norm: decoder and one code a painting.
 
-    Given again, the command goes on from its checkpoint beside OUT.
+    Ctrl-C and SIGTERM end it after the step in hand. Given again, the command goes on from its checkpoint beside OUT.
     """
     from styleapp.devices import find_device
-    from styleapp.process import tune_process
+    from styleapp.process import stopping, tune_process
     from styleapp.training.cin import train_conditional
     from styleapp.weights import Weights
 
     tune_process()
-    with training_told(options.steps) as report:
+    with training_told(options.steps) as report, stopping() as stopped:
         done = train_conditional(
             Weights().encoder(),
             content,
@@ -130,9 +136,12 @@ def train_cin(
             init=init,
             minutes=minutes,
             sample_minutes=sample_minutes,
+            stop=stopped,
             report=report,
         )
     typer.echo(done)
+    if stopped():
+        raise typer.Exit(128 + stopped())
 
 
 def learn(

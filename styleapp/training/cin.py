@@ -26,7 +26,7 @@ from styleapp.norms import moments
 from styleapp.options import ConditionalOptions
 from styleapp.training.data import ImagePool, painting_crops
 from styleapp.training.loop import Losses, Report, Run, check_out, new_decoder, train
-from styleapp.training.moves import followed, random_motion
+from styleapp.training.moves import followed
 from styleapp.training.pairs import tiled
 from styleapp.training.start import Start, centre, layer_codes, probe_of_examples, statistics, table_of
 
@@ -82,7 +82,7 @@ def train_conditional(
         further: folder of further paintings, which get no code of their own.
         init: a decoder, or a network of this kind with its codes, of this width or less, to start from, if there is no
             checkpoint.
-        more: ``minutes``, ``checkpoint_minutes`` and ``sample_minutes`` of that function.
+        more: ``minutes``, ``checkpoint_minutes``, ``sample_minutes`` and ``stop`` of that function.
 
     Raises:
         ImageError: if a folder has no usable image.
@@ -175,7 +175,7 @@ class _Run(Run):
         photo = self.photos.crops(o.batch_size, o.size, (0.5, 1.0)).to(memory_format=torch.channels_last)
         count = o.batch_size * o.pairs
         strength = (torch.rand(count, 1, 1, 1) >= o.identity_share).float().to(self.device)
-        motion = random_motion(o.size).to(self.device) if o.equivariance_weight else None
+        motion = self.motion()
         predicted = 0 if self.further is None else int(count * o.further_share + torch.rand(()))
         rows = torch.randint(len(self.names), (count - predicted,)).to(self.device)
         if self.further is None or not predicted:
@@ -265,7 +265,7 @@ def _losses(
         code: (N·pairs, C, 1, 1), of the network.
         wanted: what the encoder finds in the paintings, at relu1_1 to relu4_1.
         strength: (N·pairs, 1, 1, 1); a sample of strength 0 passes no norm, and its wanted style is the photo's own.
-        motion: of :func:`styleapp.training.moves.random_motion`; None to leave out the loss that it is for.
+        motion: of :meth:`Run.motion`; None to leave out the loss that it is for.
     """
 
     def restyled(features: Tensor, skips: Skips) -> Tensor:
@@ -285,6 +285,7 @@ def _losses(
     unfollowed = torch.zeros_like(pixel[:1, 0, 0, 0])
     if motion is not None:
         unfollowed = followed(photo, picture, motion, lambda moved: restyled(*stylizer.encode(moved)))
+        unfollowed = options.equivariance_every * unfollowed
     return Losses(
         content_loss(found[-1], target).mean(),
         style_loss(codes, goal).mean(),

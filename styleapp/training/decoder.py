@@ -19,7 +19,7 @@ from styleapp.norms import moments
 from styleapp.options import DecoderOptions
 from styleapp.training.data import ImagePool, painting_crops
 from styleapp.training.loop import Losses, Report, Run, check_out, new_decoder, train
-from styleapp.training.moves import followed, random_motion
+from styleapp.training.moves import followed
 from styleapp.training.pairs import paired, tiled, where
 from styleapp.training.start import Start, probes_of_examples, statistics
 
@@ -46,7 +46,7 @@ def train_decoder(
         out: safetensors file, fp16; what lies beside it is said at :func:`styleapp.training.loop.train`.
         init: weights of this width or less to start from, if there is no checkpoint.
         report: called with each record of the log.
-        more: ``minutes``, ``checkpoint_minutes`` and ``sample_minutes`` of that function.
+        more: ``minutes``, ``checkpoint_minutes``, ``sample_minutes`` and ``stop`` of that function.
 
     Raises:
         ImageError: if a folder has no usable image.
@@ -119,8 +119,7 @@ class _Run(Run):
         identity = torch.rand(count, 1, 1, 1) < o.identity_share
         mixed = torch.rand(count, 1, 1, 1) < o.mix_share
         weight = torch.where(mixed, torch.rand(count, 1, 1, 1), torch.zeros(()))
-        motion = random_motion(o.size).to(self.device) if o.equivariance_weight else None
-        return photo, painting, identity.to(self.device), weight.to(self.device), motion
+        return photo, painting, identity.to(self.device), weight.to(self.device), self.motion()
 
     def losses(self, *batch: Tensor | None) -> Losses:
         """Of each photo in the styles of ``pairs`` paintings."""
@@ -174,7 +173,7 @@ class _Run(Run):
         pixel = (picture.float() - photo.repeat(pairs, 1, 1, 1)).square() * identity
         unfollowed = torch.zeros_like(pixel[:1, 0, 0, 0])
         if motion is not None:
-            unfollowed = followed(photo, picture, motion, stylize)
+            unfollowed = self.options.equivariance_every * followed(photo, picture, motion, stylize)
         return Losses(
             content_loss(seen[-1], target).mean(),
             style_loss(found, wanted).mean(),

@@ -23,10 +23,11 @@ from styleapp.models import Decoder, Encoder
 from styleapp.models.layers import ReflectConv2d
 from styleapp.models.recorded import Recorded, layout
 from styleapp.options import TrainOptions
+from styleapp.training.moves import random_motion
 
 __all__ = ["Losses", "Report", "Run", "check_out", "learning_rate", "new_decoder", "train"]
 
-BEFORE = {"upsampling": "nearest", "skips": "", "shifts": False, "freeze": False}
+BEFORE = {"upsampling": "nearest", "skips": "", "shifts": False, "freeze": False, "equivariance_every": 1}
 """What a checkpoint had that is older than these options."""
 
 Report = Callable[[dict[str, Any]], None]
@@ -143,6 +144,13 @@ class Run(ABC):
         self._average()
         self.step += 1
         return losses
+
+    def motion(self) -> Tensor | None:
+        """How this step's photos move, for the loss of detail that does not follow them; None where it is left out."""
+        o = self.options
+        if not o.equivariance_weight or self.step % o.equivariance_every:
+            return None
+        return random_motion(o.size).to(self.device)
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -269,6 +277,7 @@ def train(
     minutes: float = math.inf,
     checkpoint_minutes: float = 2.0,
     sample_minutes: float = 10.0,
+    stop: Callable[[], int] = lambda: 0,
     report: Report = lambda record: None,
     **about: Any,
 ) -> Path:
@@ -279,6 +288,7 @@ def train(
     samples (``.samples/``). ``out`` is written at the end of every call, finished or not.
 
     Args:
+        stop: asked after every step; where it is true, that was the last of this call.
         about: goes into the first line of the log.
 
     Raises:
@@ -300,7 +310,7 @@ def train(
         record(options=asdict(options), step=run.step, **about)
         logged = saved = sampled = time.monotonic()
         logged_step, sums = run.step, torch.zeros(len(Losses._fields), device=run.device)
-        while run.step < options.steps and time.monotonic() - started < 60 * minutes:
+        while run.step < options.steps and time.monotonic() - started < 60 * minutes and not stop():
             sums += run.train_step()
             now = time.monotonic()
             last = run.step == options.steps

@@ -175,6 +175,7 @@ def test_a_training_that_diverges_ends_and_keeps_what_was_saved(folders, tmp_pat
     ("option", "value", "message"),
     [
         ("steps", 0, "steps must be at least 1, got 0"),
+        ("equivariance_every", 0, "equivariance_every must be at least 1, got 0"),
         ("size", 8, "size must be at least 16 pixels, got 8"),
         ("lr", float("nan"), "lr must be 0 or more, got nan"),
         ("lr", float("inf"), "lr must be 0 or more, got inf"),
@@ -221,6 +222,33 @@ def test_equivariance_is_measured_where_it_counts(folders, tmp_path):
     assert without["equivariance"] == 0 < record["equivariance"] < 2
     later = train(folders, tmp_path / "c.safetensors", replace(counted, steps=60, lr=3e-3, equivariance_weight=100.0))
     assert later[-1]["equivariance"] < 0.7 * record["equivariance"]
+
+
+def test_equivariance_taken_lazily_weighs_as_much(folders, tmp_path):
+    options = replace(TINY, steps=1, size=64, equivariance_weight=1.0)
+    each = train(folders, tmp_path / "a.safetensors", options)[-1]["equivariance"]
+    third = train(folders, tmp_path / "b.safetensors", replace(options, equivariance_every=3))[-1]["equivariance"]
+    assert third == pytest.approx(3 * each, rel=1e-5)
+    log = train(folders, tmp_path / "c.safetensors", replace(options, steps=3, equivariance_every=3))[-1]
+    assert log["equivariance"] == pytest.approx(third / 3, rel=1e-5), "of three steps one takes it"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_command_after_a_step_and_saves(number, folders, tmp_path):
+    out = tmp_path / "d.safetensors"
+    command = [sys.executable, "-m", "styleapp", "train", "adain", "--out", str(out)]
+    command += ["--content", str(folders[0]), "--style", str(folders[1])]
+    command += ["--width", "0.25", "--size", "32", "--batch-size", "1", "--pairs", "1", "--steps", "1000000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = out.with_suffix(".log.jsonl")
+    while not log.exists() and process.poll() is None:
+        time.sleep(0.05)
+    time.sleep(1.0)
+    process.send_signal(number)
+    printed, told = process.communicate(timeout=60)
+    assert process.returncode == 128 + number and "Traceback" not in told
+    assert printed.split() == [str(out)]
+    assert torch.load(out.with_suffix(".ckpt"), weights_only=True)["step"] > 0 and load_file(out)
 
 
 def test_bf16_trains_too(folders, tmp_path):

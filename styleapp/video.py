@@ -362,7 +362,7 @@ def _write_segment(
         coder = None
         for picture in stylize_frames(transfer, pictures(), style, options, smoother):
             if coder is None:
-                coder = _coder(av, out, stream, picture.size, space, quality)
+                coder = _coder(av, out, stream, picture.size, _pixel(first, stream), space, quality)
             coded = av.VideoFrame.from_ndarray(np.asarray(to_pil(picture).convert("RGB")), format="rgb24")
             coded = coded.reformat(
                 format=coder.pix_fmt, dst_colorspace=space[0], src_color_range=2, dst_color_range=1
@@ -394,7 +394,21 @@ def _picture(frame: av.VideoFrame, space: tuple[int, int]) -> Picture:
     return Picture(torch.from_numpy(upright).permute(2, 0, 1)[None])
 
 
-def _coder(av: Any, out: Any, stream: Any, size: tuple[int, int], space: tuple[int, int], quality: int) -> Any:
+def _pixel(frame: av.VideoFrame, stream: Any) -> Fraction | None:
+    """The width of a pixel by its height, upright."""
+    lying = stream.sample_aspect_ratio
+    return 1 / lying if lying and round(frame.rotation / 90) % 2 else lying
+
+
+def _coder(
+    av: Any,
+    out: Any,
+    stream: Any,
+    size: tuple[int, int],
+    pixel: Fraction | None,
+    space: tuple[int, int],
+    quality: int,
+) -> Any:
     """H.264, 4:2:0 where the size allows it."""
     crf = 18 + (95 - quality) * 0.4
     asked = {"crf": f"{crf:.1f}", "bf": "0"}  # without B-frames no segment begins before its first picture
@@ -408,8 +422,8 @@ def _coder(av: Any, out: Any, stream: Any, size: tuple[int, int], space: tuple[i
     primaries, curve = _PRIMARIES_AND_CURVE[space[1]]
     ours.color_primaries = primaries if theirs.color_primaries in _UNSAID else theirs.color_primaries
     ours.color_trc = curve if theirs.color_trc in _UNSAID else theirs.color_trc
-    if stream.sample_aspect_ratio:
-        coder.codec_context.sample_aspect_ratio = stream.sample_aspect_ratio
+    if pixel:
+        coder.codec_context.sample_aspect_ratio = pixel
     return coder
 
 

@@ -28,10 +28,12 @@ def film(
     sound: str = "",
     space: int = 5,
     curve: int = 2,
+    pixel: Fraction | None = None,
 ) -> Path:
     """Frames at multiples of 1/25 s, nearly without loss, and a tone in the codec ``sound``.
 
     ``space``: 5 for BT.601, 1 for BT.709. ``curve``: number of the transfer characteristics, 2 for none that is said.
+    ``pixel``: its width by its height.
     """
     with av.open(str(path), "w") as out:
         out.metadata["title"] = "A walk"
@@ -41,6 +43,8 @@ def film(
         coder.time_base = Fraction(1, 25)
         coder.codec_context.colorspace, coder.codec_context.color_range = space, 1
         coder.codec_context.color_trc = curve
+        if pixel is not None:
+            coder.codec_context.sample_aspect_ratio = pixel
         if sound:
             tone = out.add_stream(sound, rate=44100)
             tone.layout = "mono"
@@ -63,6 +67,16 @@ def film(
                 out.mux(tone.encode(frame))
             out.mux(tone.encode(None))
     return path
+
+
+def turned(path: Path, quarters: int) -> None:
+    """Write into an MP4 file that it is to be turned clockwise by so many right angles."""
+    cos, sin = [(1, 0), (0, 1), (-1, 0), (0, -1)][quarters]
+    data = bytearray(path.read_bytes())
+    matrix = data.index(b"tkhd") + 4 + 40  # ISO/IEC 14496-12, section 8.3.2: of version 0
+    for i, value in enumerate((cos, sin, 0, -sin, cos, 0)):
+        data[matrix + 4 * i : matrix + 4 * i + 4] = (value * 2**16).to_bytes(4, "big", signed=True)
+    path.write_bytes(data)
 
 
 def read(path: Path) -> tuple[list[np.ndarray], list[float]]:
@@ -159,6 +173,23 @@ def test_frames_out_of_order_in_avi_become_a_film_in_order(transfer, tmp_path):
     assert times == sorted(times) and len(set(times)) == 20
     assert times[-1] - times[0] == pytest.approx(19 / 25, abs=0.13)
     assert all(np.abs(a - b).mean() < 12 for a, b in zip(read(source)[0], found, strict=True))
+
+
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_a_film_taken_with_the_phone_on_its_side_is_upright(transfer, tmp_path, quarters):
+    """Its frames lie, its file says how to turn them: the result needs no turning, its pixels are turned too."""
+    lying = np.zeros((48, 64, 3), np.uint8)
+    lying[:16, :32], lying[-16:, -32:] = (220, 30, 30), (30, 60, 220)
+    source = film(tmp_path / "a.mp4", [lying] * 2, pixel=Fraction(4, 3))
+    turned(source, quarters)
+    stylize_video(transfer, source, tmp_path / "b.mp4", "great-wave", Options(style_size=64, alpha=0.0))
+    upright = np.rot90(lying, -quarters)  # clockwise, as the matrix has it
+    found = read(tmp_path / "b.mp4")[0][0]
+    assert found.shape == upright.shape and np.abs(found - upright).mean() < 4
+    with av.open(str(tmp_path / "b.mp4")) as made:
+        stream = made.streams.video[0]
+        assert stream.sample_aspect_ratio == (Fraction(3, 4) if quarters % 2 else Fraction(4, 3))
+        assert next(made.decode(stream)).rotation == 0
 
 
 def test_odd_sizes_stay(transfer, tmp_path):

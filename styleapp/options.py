@@ -180,6 +180,8 @@ class TrainOptions:
         equivariance_weight: weight of the loss against detail that does not follow a photo that is turned or shifted.
         equivariance_every: that loss, which costs a pass more, is taken in one step of so many and weighs as much
             more in it (lazily, as in Karras et al. 2020, section 3.1).
+        range_weight: weight of the loss against what is painted beyond black and white, where the losses of content and
+            style, which see what is shown, have no gradient.
         skips: layers of the encoder that the decoder sees besides, of relu1_1,relu2_1,relu3_1; empty for none.
         identity_share: share of samples in which the photo is its own style.
         clip: largest gradient norm.
@@ -202,6 +204,7 @@ class TrainOptions:
     grid_weight: float = 0.0
     equivariance_weight: float = 0.0
     equivariance_every: int = 1
+    range_weight: float = 10.0
     skips: str = "relu1_1,relu2_1"
     identity_share: float = 0.15
     clip: float = 5.0

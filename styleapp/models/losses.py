@@ -11,7 +11,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from styleapp.models.stylizer import StyleCode
 
-__all__ = ["content_loss", "equivariance_loss", "grid_loss", "style_loss"]
+__all__ = ["content_loss", "equivariance_loss", "grid_loss", "range_loss", "style_loss"]
 
 
 def content_loss(features: Tensor, target: Tensor) -> Tensor:
@@ -30,6 +30,15 @@ def style_loss(found: Sequence[StyleCode], wanted: Sequence[StyleCode]) -> Tenso
         for f, w in zip(found, wanted, strict=True)
     ]
     return sum(terms[1:], terms[0])
+
+
+def range_loss(picture: Tensor) -> Tensor:
+    """Mean of (y - clamp(y))²: what a picture has beyond black and white. (N,).
+
+    The other losses are of what is shown, clamp(y), where a pixel beyond has no gradient: this one brings it back.
+    """
+    image = picture.float()
+    return (image - image.clamp(0, 1)).square().mean((1, 2, 3))
 
 
 def grid_loss(picture: Tensor, periods: Sequence[int] = (4, 8), window: int = 17, eps: float = 0.01) -> Tensor:

@@ -111,8 +111,8 @@ def code_losses(
 
 
 def _losses(stylizer: Stylizer, picture: Tensor, target: Tensor, wanted: Sequence[StyleCode]) -> tuple[Tensor, Tensor]:
-    """Content and style loss, (N,) each."""
-    found = stylizer.encoder.features(picture)
+    """Content and style loss, (N,) each, of what is shown of the picture."""
+    found = stylizer.encoder.features(picture.clamp(0, 1))
     return content_loss(found[-1], target), style_loss([stylizer.code_of(f) for f in found], wanted)
 
 

@@ -18,7 +18,7 @@ from styleapp.errors import ImageError, OptionError
 from styleapp.files import SUFFIXES, read_image
 from styleapp.models import CodePredictor, Decoder, Encoder, StyleCode, Stylizer, code_from_moments
 from styleapp.models.decoder import Skips
-from styleapp.models.losses import content_loss, grid_loss, style_loss
+from styleapp.models.losses import content_loss, grid_loss, range_loss, style_loss
 from styleapp.models.predictor import PROBE_SIZE
 from styleapp.models.refine import code_losses, refined
 from styleapp.models.vgg import by_layer
@@ -279,7 +279,7 @@ def _losses(
         target = stylizer.apply_code(features[-1].repeat(pairs, 1, 1, 1), goal[-1])
     picture = restyled(features[-1], by_layer(features))
     picture = picture[..., : photo.shape[-2], : photo.shape[-1]]
-    found = stylizer.encoder.features(picture)
+    found = stylizer.encoder.features(picture.clamp(0, 1))
     codes = [code_from_moments(moments(f)) for f in found]
     pixel = (picture.float() - photo.repeat(pairs, 1, 1, 1)).square() * (1 - strength)
     unfollowed = torch.zeros_like(pixel[:1, 0, 0, 0])
@@ -292,6 +292,7 @@ def _losses(
         pixel.mean(),
         grid_loss(picture).mean(),
         unfollowed.mean(),
+        range_loss(picture).mean(),
     )
 
 

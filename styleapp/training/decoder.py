@@ -12,7 +12,7 @@ from torchvision.utils import make_grid
 
 from styleapp.models import Decoder, Encoder, ShiftPredictor, Stylizer, code_from_moments
 from styleapp.models.decoder import Skips
-from styleapp.models.losses import content_loss, grid_loss, style_loss
+from styleapp.models.losses import content_loss, grid_loss, range_loss, style_loss
 from styleapp.models.predictor import PROBES
 from styleapp.models.vgg import by_layer
 from styleapp.norms import moments
@@ -168,7 +168,7 @@ class _Run(Run):
         picture = decoded(target, skips)
         height, width = photo.shape[-2:]
         picture = picture[..., :height, :width]
-        seen = self.encoder.features(picture)
+        seen = self.encoder.features(picture.clamp(0, 1))
         found = [code_from_moments(moments(f)) for f in seen]
         pixel = (picture.float() - photo.repeat(pairs, 1, 1, 1)).square() * identity
         unfollowed = torch.zeros_like(pixel[:1, 0, 0, 0])
@@ -180,6 +180,7 @@ class _Run(Run):
             pixel.mean(),
             grid_loss(picture).mean(),
             unfollowed.mean(),
+            range_loss(picture).mean(),
         )
 
     @torch.no_grad()

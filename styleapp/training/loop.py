@@ -27,7 +27,14 @@ from styleapp.training.moves import random_motion
 
 __all__ = ["Losses", "Report", "Run", "check_out", "learning_rate", "new_decoder", "train"]
 
-BEFORE = {"upsampling": "nearest", "skips": "", "shifts": False, "freeze": False, "equivariance_every": 1}
+BEFORE = {
+    "upsampling": "nearest",
+    "skips": "",
+    "shifts": False,
+    "freeze": False,
+    "equivariance_every": 1,
+    "range_weight": 0.0,
+}
 """What a checkpoint had that is older than these options."""
 
 Report = Callable[[dict[str, Any]], None]
@@ -41,6 +48,7 @@ class Losses(NamedTuple):
     identity: Tensor
     grid: Tensor
     equivariance: Tensor
+    range: Tensor
 
 
 def learning_rate(step: int, options: TrainOptions) -> float:
@@ -125,7 +133,7 @@ class Run(ABC):
         return {}
 
     def train_step(self) -> Tensor:
-        """One step of the optimiser; the losses, (5,). Does not wait for a GPU."""
+        """One step of the optimiser; the losses, (6,). Does not wait for a GPU."""
         o = self.options
         torch.manual_seed(o.seed * 1_000_003 + self.step)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
@@ -162,11 +170,11 @@ class Run(ABC):
             kept.copy_(buffer)
 
     def _gradients(self, *batch: Tensor | None) -> tuple[Tensor, list[Tensor | None]]:
-        """The losses, (5,), and the gradient of each parameter."""
+        """The losses, (6,), and the gradient of each parameter."""
         o = self.options
         losses = self.losses(*batch)
         self.optimizer.zero_grad()
-        weights = (1.0, o.style_weight, o.identity_weight, o.grid_weight, o.equivariance_weight)
+        weights = (1.0, o.style_weight, o.identity_weight, o.grid_weight, o.equivariance_weight, o.range_weight)
         total = torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)]).sum()
         total.backward()  # type: ignore[no-untyped-call]
         return torch.stack(losses).detach(), [parameter.grad for parameter in self.network.parameters()]

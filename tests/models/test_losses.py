@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from styleapp.models.losses import _local_mean, equivariance_loss, grid_loss
+from styleapp.models.losses import _local_mean, equivariance_loss, grid_loss, range_loss
 
 
 def noise(seed: int) -> torch.Tensor:
@@ -40,6 +40,13 @@ def test_faint_dots_in_a_calm_part_of_a_busy_picture():
     dots = F.pad(dots.repeat_interleave(4, 2).repeat_interleave(4, 3), (0, 0, 0, 96))
     one_place = F.pad(torch.ones(1, 1, 2, 2), (1, 1, 1, 1)).repeat(1, 1, 48, 50)
     assert grid_loss(busy - 0.05 * dots * one_place) > 10 * grid_loss(busy)
+
+
+def test_what_is_beyond_black_and_white_costs_its_square():
+    picture = torch.rand(2, 3, 5, 7)
+    assert range_loss(picture).tolist() == [0, 0]
+    picture[1, 0, 0, 0], picture[1, 1, 2, 3] = 1.5, -2.0
+    assert range_loss(picture).tolist() == pytest.approx([0, (0.25 + 4) / 105])
 
 
 def test_each_sample_by_itself_and_any_size_at_least_a_cell():

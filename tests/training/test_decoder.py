@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import TINY_VGG, noise
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from styleapp.errors import ImageError, OptionError, TrainingError, WeightsError
 from styleapp.models import Decoder, Encoder, ShiftPredictor
@@ -212,6 +212,23 @@ def test_goes_on_from_a_checkpoint_of_before_0_6(folders, tmp_path, one_step):
     train(folders, out)
     found, wanted = load_file(out), load_file(whole)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_what_lies_beyond_white_is_not_seen(folders, tmp_path):
+    """But by the pixel loss."""
+    train(folders, tmp_path / "a.safetensors", replace(TINY, steps=1))
+    state = load_file(tmp_path / "a.safetensors")
+    bias = next(name for name, value in state.items() if name.endswith("bias") and value.shape == (3,))
+    records = []
+    for brightness in (1000.0, 2000.0):
+        state[bias][:] = brightness
+        save_file(state, tmp_path / "bright.safetensors")
+        options = replace(TINY, steps=1, identity_share=0.5)
+        out = tmp_path / f"{brightness}.safetensors"
+        records.append(train(folders, out, options, init=tmp_path / "bright.safetensors")[-1])
+    one, other = records
+    assert (one["content"], one["style"]) == pytest.approx((other["content"], other["style"]), rel=1e-5)
+    assert other["identity"] > 3 * one["identity"] > 0
 
 
 def test_equivariance_is_measured_where_it_counts(folders, tmp_path):

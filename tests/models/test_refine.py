@@ -197,7 +197,7 @@ class TestTold:
         assert equal(found, told.predicted(wanted, refine=3)) and not equal(found, predicted)
         with torch.inference_mode():
             assert equal(told.measure(paintings, refine=3), found)
-        assert [told.steps(n) for n in (0, 3, None)] == [0, 3, 24]
+        assert [told.steps(n) for n in (0, 3, None)] == [0, 3, 40]
         told.shifts = None
         assert told.steps(3) == 0 and told.probes is None and told.measure(paintings, refine=3).num_channels == 16
 

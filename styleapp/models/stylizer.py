@@ -30,8 +30,9 @@ TOLD_REFINEMENT = {"lr": 0.035, "style_weight": 12.0, "damping": 1.5, "grid_weig
 """The same of what an AdaIN decoder is told; with more of the probes' style loss to gain, it would draw meshes."""
 
 CODE_STEPS, TOLD_STEPS = 16, 40
-"""Of each, unless so many are asked for. From 16 to 24 CIN's style loss falls by a hundredth; AdaIN's from 24 to 40 by a
-thirtieth, nearly all of it of posters.
+"""Of each, unless so many are asked for.
+
+From 16 to 24 CIN's style loss falls by a hundredth; AdaIN's from 24 to 40 by a thirtieth, nearly all of it of posters.
 """
 
 KEPT_DECODERS = 8

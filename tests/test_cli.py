@@ -323,10 +323,10 @@ class TestSavedStyles:
         code, out, err = run("styles", "save", "painting.png", "--name", "mine")
         assert code == 0 and out.strip().endswith("mine.safetensors"), err
         assert "mine" in run("styles")[1]
-        run("stylize", photo, "-s", "mine", "-o", "a.png", *SIZE)
-        run("stylize", photo, "-s", "painting.png", "-o", "b.png", *SIZE)
+        for style, out in (("mine", "a.png"), ("painting.png", "b.png")):
+            run("stylize", photo, "-s", style, "--refine", "0", "-o", out, *SIZE)
         a, b = (np.asarray(Image.open(f)).astype(int) for f in ("a.png", "b.png"))
-        assert np.abs(a - b).mean() < 4  # the code is kept in half precision
+        assert np.abs(a - b).mean() < 4  # kept in half precision, which steps on a tiny random network would blow up
 
     @pytest.mark.parametrize(
         ("name", "exit_code", "message"),

@@ -298,7 +298,7 @@ def test_auto_takes_it_where_the_weights_have_it(weights, int8_weights):
 def test_pictures_are_near_those_of_float(norm, transfer, int8_weights):
     quick = StyleTransfer("cpu", "int8", weights=int8_weights)
     picture = Picture((smooth(1, 70, 90) * 255).round().to(torch.uint8))
-    options = {"norm": norm, "style_size": 64}
+    options = {"norm": norm, "style_size": 64, "refine": 0}  # steps on a tiny random network blow up what is rounded
     exact, rounded, tiled = (
         t.stylize(to_pil(picture), "great-wave", **options, tile=tile)
         for t, tile in ((transfer, "off"), (quick, "off"), (quick, "32"))

@@ -42,6 +42,7 @@ __all__ = [
     "StyleGallery",
     "Weights",
     "between",
+    "remove_style",
     "save_style",
     "styles_folder",
     "weights_folder",
@@ -411,6 +412,8 @@ def save_style(
 ) -> Path:
     """Keep a user's style as one small file that :meth:`Weights.gallery` finds.
 
+    In float32: refining begins with its moments, and would lead from rounded ones to another picture.
+
     Args:
         name: letters, digits, ".", "_" and "-".
         rows: (len(gallery.sizes), 2, C): γ and β measured at each size.
@@ -424,11 +427,11 @@ def save_style(
     """
     path = check_style_name(name, gallery, overwrite=overwrite)
     metadata = {"name": name, "encoder_sha256": encoder_sha256, "sizes": json.dumps(gallery.sizes), **(about or {})}
-    tensors = {"code": rows.half()}
+    tensors = {"code": rows.float()}
     if layers is not None:
-        tensors["layers"] = layers.half()
+        tensors["layers"] = layers.float()
     for size, learned_code in (learned or {}).items():
-        tensors[f"cin.{size}"] = torch.stack([learned_code.gamma.flatten(), learned_code.beta.flatten()]).half()
+        tensors[f"cin.{size}"] = torch.stack([learned_code.gamma.flatten(), learned_code.beta.flatten()]).float()
     try:
         save_tensors(tensors, path, metadata)
     except OSError as error:
@@ -459,6 +462,27 @@ def check_style_name(name: str, gallery: StyleGallery, *, overwrite: bool = Fals
     return path
 
 
+def remove_style(name: str, gallery: StyleGallery) -> Path:
+    """Delete the file of a user's style, also of a damaged one, and tell where it was.
+
+    Raises:
+        OptionError: for a name that no saved style has.
+        WeightsError: if it cannot be deleted.
+    """
+    saved = {file.stem: file for file in sorted(styles_folder().glob("*.safetensors"))}
+    if name not in saved:
+        if name in gallery.styles:
+            raise OptionError(
+                f"the style {name!r} is built in; only saved ones can be removed: {', '.join(saved) or 'none'}"
+            )
+        raise unknown_name("saved style", name, saved)
+    try:
+        saved[name].unlink()
+    except OSError as error:
+        raise WeightsError(f"{saved[name]}: cannot be removed ({error.strerror or error})") from None
+    return saved[name]
+
+
 @dataclass(frozen=True)
 class _SavedStyle:
     style: BuiltInStyle
@@ -480,7 +504,7 @@ def _saved_style(file: Path, encoder_sha256: str, sizes: tuple[int, ...], cin_sh
         learned = {}
         if about.get("cin_sha256") == cin_sha256:
             learned = {int(k.removeprefix("cin.")): _code(v) for k, v in tensors.items() if k.startswith("cin.")}
-        style = BuiltInStyle(about["name"], about["name"], "", "", "saved by you", "")
+        style = BuiltInStyle(file.stem, file.stem, "", "", "saved by you", "")
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise WeightsError(f"{file}: not a saved style ({error}); remove it or save it again") from None
     if about.get("encoder_sha256") != encoder_sha256 or about.get("sizes") != json.dumps(sizes):

@@ -67,6 +67,15 @@ def styles_save(
         typer.echo(StyleTransfer(device, precision).styles.save(painting, name, overwrite=overwrite))
 
 
+@styles_app.command("remove")
+def styles_remove(name: Annotated[str, typer.Argument(help="A style that was saved or learned.")]) -> None:
+    """Delete a style that was saved: its file, and with it its name."""
+    with errors_told():
+        from styleapp.weights import Weights, remove_style
+
+        typer.echo(f"{remove_style(name, Weights().gallery())}  removed")
+
+
 def info(as_json: Json = False) -> None:
     """Versions, devices, precisions, and where the weights were found."""
     with errors_told():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ from styleapp.models import StyleCode, Stylizer, code_from_moments
 from styleapp.networks import Networks
 from styleapp.norms import moments, weighted_moments
 from styleapp.options import Options
-from styleapp.weights import CIN, DECODER, ENCODER, IN, StyleGallery, between, save_style
+from styleapp.weights import CIN, DECODER, ENCODER, IN, StyleGallery, between, check_style_name, save_style
 
 __all__ = ["Source", "Style", "Styles", "check_side", "read"]
 
@@ -259,17 +260,20 @@ class Styles:
         overwrite: bool = False,
         learned: Mapping[int, StyleCode] | None = None,
         about: Mapping[str, str] | None = None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Path:
         """Measure a painting at every size of the gallery and keep it as a style of that name, for good.
 
         Args:
-            learned: codes for the CIN network by stroke size; without any, what that predicts.
+            learned: codes for the CIN network by stroke size; without any, what that predicts, refined.
             about: what is to be known of it.
+            progress: called with the steps of refining that are done, and all of them.
 
         Raises:
             OptionError: for a name that is not allowed or taken.
             ImageError: for a painting that cannot be used.
         """
+        check_style_name(name, self.gallery, overwrite=overwrite)
         picture = self.read(painting)
         codes = [self._layer_codes(picture, size) for size in self.gallery.sizes]
         rows = torch.stack([torch.stack([c[-1].gamma.flatten(), c[-1].beta.flatten()]) for c in codes]).cpu()
@@ -278,7 +282,13 @@ class Styles:
         about = dict(about or {})
         if learned is None and self.networks.has(CIN) and self.networks.conditional(CIN).stylizer.predictor is not None:
             sizes = sorted({self.gallery.sizes[0], Options.style_size, self.gallery.sizes[-1]})
-            learned = {size: self.code(picture, size, "cin") for size in sizes}
+            total = len(sizes) * self.networks.conditional(CIN).stylizer.steps(None)
+            steps = itertools.count(1)
+
+            def refining() -> None:
+                progress(next(steps), total)
+
+            learned = {size: self.code(picture, size, "cin", refining=refining) for size in sizes}
         if learned is not None:
             about["cin_sha256"] = self.networks.checksum(CIN)
         path = save_style(

@@ -392,7 +392,13 @@ class TestAuto:
 
     def test_saved_paintings_keep_what_was_predicted(self, foreseeing, painting, tmp_path, monkeypatch):
         monkeypatch.setenv("STYLEAPP_STYLES", str(tmp_path))
-        foreseeing.styles.save(painting, "mine")
+        told: list[tuple[int, int]] = []
+        foreseeing.styles.save(painting, "mine", progress=lambda *at: told.append(at))
+        assert told[0][0] == 1 and told[-1][0] == told[-1][1] == len(told)
+        with monkeypatch.context() as patch:
+            patch.setattr(foreseeing.styles, "measure", None)  # refused before any work
+            with pytest.raises(OptionError, match="there is a style 'mine' already"):
+                foreseeing.styles.save(painting, "mine")
         assert foreseeing.styles.settled(Options(), ["mine"]).norm == "cin"
         predicted = foreseeing.styles.code(painting, norm="cin")
         assert torch.equal(foreseeing.styles.code("mine", norm="cin").gamma, predicted.gamma)

@@ -19,6 +19,7 @@ from styleapp.cli.common import (
     Json,
     Precision,
     errors_told,
+    progress_bar,
     show,
     stderr,
 )
@@ -58,13 +59,15 @@ def styles_save(
     device: Device = "auto",
     precision: Precision = "auto",
 ) -> None:
-    """Measure a painting once and keep its code under a name."""
+    """Measure a painting once, refine its code, and keep it under a name."""
     with errors_told():
         from styleapp.pipeline import StyleTransfer
         from styleapp.process import tune_process
 
         tune_process()
-        typer.echo(StyleTransfer(device, precision).styles.save(painting, name, overwrite=overwrite))
+        with progress_bar("refining") as progress:
+            path = StyleTransfer(device, precision).styles.save(painting, name, overwrite=overwrite, progress=progress)
+        typer.echo(path)
 
 
 @styles_app.command("remove")

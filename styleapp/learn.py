@@ -10,12 +10,13 @@ import torch
 
 from styleapp.errors import ImageError, OptionError, WeightsError
 from styleapp.files import example_photos, read_image, save_picture
+from styleapp.gallery import check_style_name
 from styleapp.images import filled
 from styleapp.models import StyleCode
 from styleapp.options import Options
 from styleapp.pipeline import StyleTransfer
 from styleapp.training.cin import Learned, learn_code
-from styleapp.weights import CIN, check_style_name
+from styleapp.weights import CIN
 
 __all__ = ["learn_style"]
 

@@ -17,12 +17,13 @@ from styleapp.codes import CodeCache, CodeKey, digest_of
 from styleapp.controls import normalized
 from styleapp.errors import ImageError, OptionError
 from styleapp.files import read_image
+from styleapp.gallery import StyleGallery, between, check_style_name, save_style
 from styleapp.images import Picture, filled, from_pil, on_white, scaled, to_pil, unit
 from styleapp.models import StyleCode, Stylizer, code_from_moments
 from styleapp.networks import Networks
 from styleapp.norms import moments, weighted_moments
 from styleapp.options import Options
-from styleapp.weights import CIN, DECODER, ENCODER, IN, StyleGallery, between, check_style_name, save_style
+from styleapp.weights import CIN, DECODER, ENCODER, IN
 
 __all__ = ["Source", "Style", "Styles", "check_side", "read"]
 

@@ -1,4 +1,4 @@
-"""From manifest to checked file to a network that is ready; and the codes of the built-in styles.
+"""From manifest to checked file to a network that is ready.
 
 The manifest says of each file what it is (architecture and config), what it must be (sha256) and
 where it comes from (source, licence). Nothing is ever downloaded or unpickled.
@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from styleapp.errors import OptionError, StyleError, WeightsError, unknown_name
-from styleapp.files import save_tensors
+from styleapp.errors import WeightsError
+from styleapp.gallery import BuiltInStyle, StyleGallery, add_saved, code_of, styles_folder
 from styleapp.models import (
     CodePredictor,
     Decoder,
@@ -36,15 +33,11 @@ from styleapp.models import (
 from styleapp.options import Options
 
 __all__ = [
-    "BuiltInStyle",
     "Conditional",
     "Entry",
-    "StyleGallery",
     "Weights",
-    "between",
-    "remove_style",
-    "save_style",
-    "styles_folder",
+    "imported_folder",
+    "sha256",
     "weights_folder",
 ]
 
@@ -74,13 +67,6 @@ def weights_folder() -> Path:
     raise WeightsError(f"no weights: looked for manifest.json in {' and '.join(map(str, places))}")
 
 
-def styles_folder() -> Path:
-    """Where a user's own styles are: $STYLEAPP_STYLES, or styleapp/styles in the user's data folder."""
-    given = os.environ.get("STYLEAPP_STYLES")
-    data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
-    return Path(given) if given else data / "styleapp" / "styles"
-
-
 def imported_folder() -> Path:
     """Where networks of others are that a user has imported: beside the user's own styles."""
     return styles_folder().parent / "weights"
@@ -99,18 +85,6 @@ class Entry:
     licence: str
     encoder_sha256: str | None = None
     folder: Path | None = None
-
-
-@dataclass(frozen=True)
-class BuiltInStyle:
-    """A painting whose code is shipped."""
-
-    name: str
-    title: str
-    artist: str
-    year: str
-    museum: str
-    licence: str
 
 
 @dataclass(frozen=True)
@@ -216,7 +190,7 @@ class Weights:
         if ADAIN_CODES in self.entries:
             for of_style, rows in self._codes(ADAIN_CODES, DECODER, stylizer.code_channels).items():
                 style, _, size = of_style.rpartition(".")
-                found.setdefault(style, {})[int(size)] = _code(rows)
+                found.setdefault(style, {})[int(size)] = code_of(rows)
         return found
 
     def conditional(self, name: str, encoder: Encoder) -> Conditional:
@@ -239,13 +213,13 @@ class Weights:
                 f"{self.folder / entry.file}: codes of shape {tuple(codes.shape)}, "
                 f"expected {(len(names), 2, stylizer.code_channels)}"
             )
-        learned = {n: _code(rows) for n, rows in zip(names, codes, strict=True)}
+        learned = {n: code_of(rows) for n, rows in zip(names, codes, strict=True)}
         sizes = {n: {Options.style_size: code} for n, code in learned.items()}
         if name == CIN and CIN_SIZES in self.entries:
             for of_style, rows in self._codes(CIN_SIZES, CIN, stylizer.code_channels).items():
                 style, _, size = of_style.rpartition(".")
                 if style in sizes:
-                    sizes[style][int(size)] = _code(rows)
+                    sizes[style][int(size)] = code_of(rows)
         return Conditional(stylizer.eval().requires_grad_(False), learned, sizes)
 
     def _codes(self, name: str, network: str, channels: int) -> dict[str, Tensor]:
@@ -298,20 +272,7 @@ class Weights:
         gallery = StyleGallery({s.name: s for s in self.styles}, tensors, sizes, layers=layers)
         if missing := set(gallery.styles) - set(tensors):
             raise WeightsError(f"{self.folder / self.entries[STYLES].file}: lacks {', '.join(sorted(missing))}")
-        for file in sorted(styles_folder().glob("*.safetensors")):
-            cin = self.entries[CIN].sha256 if CIN in self.entries else None
-            try:
-                saved = _saved_style(file, self.entries[ENCODER].sha256, sizes, cin)
-            except WeightsError as error:
-                gallery.damaged[file.stem] = str(error)
-                continue
-            if saved is not None and saved.style.name not in gallery.styles:
-                gallery.styles[saved.style.name] = saved.style
-                gallery.codes[saved.style.name] = saved.code
-                if saved.learned:
-                    gallery.learned[saved.style.name] = saved.learned
-                if saved.layers is not None:
-                    gallery.layers[saved.style.name] = saved.layers
+        add_saved(gallery, self.entries[ENCODER].sha256, self.entries[CIN].sha256 if CIN in self.entries else None)
         return gallery
 
     def verify(self) -> dict[str, str | None]:
@@ -337,184 +298,6 @@ def _read_manifest(path: Path) -> tuple[dict[str, Entry], tuple[BuiltInStyle, ..
         raise WeightsError(f"{path}: no such file") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{path}: not a manifest of weights ({error})") from None
-
-
-@dataclass(frozen=True)
-class StyleGallery:
-    """Codes of paintings, measured at several sizes.
-
-    Attributes:
-        styles: by name.
-        codes: by name, (len(sizes), 2, C): γ and β at each size.
-        sizes: short sides in pixels, rising.
-        learned: codes for the CIN network that the user has learned, by name and stroke size.
-        layers: codes at relu1_1, relu2_1 and relu3_1, one after the other, (len(sizes), 2, ΣC), by name where known:
-            with them a style loss can be told without the painting.
-        damaged: what is wrong with files of saved styles that cannot be read, by their names.
-    """
-
-    styles: dict[str, BuiltInStyle]
-    codes: dict[str, Tensor]
-    sizes: tuple[int, ...]
-    learned: dict[str, dict[int, StyleCode]] = field(default_factory=dict)
-    layers: dict[str, Tensor] = field(default_factory=dict)
-    damaged: dict[str, str] = field(default_factory=dict)
-
-    def missing(self, name: str) -> StyleError:
-        """What to raise for a name that is not among :attr:`styles`."""
-        return WeightsError(self.damaged[name]) if name in self.damaged else unknown_name("style", name, self.styles)
-
-    def code(self, name: str, size: int) -> StyleCode:
-        """The code of a built-in style measured at a short side of ``size``.
-
-        Between the sizes that are stored the codes are interpolated over log(size).
-
-        Raises:
-            OptionError: for an unknown name or a size outside what is stored.
-            WeightsError: for a saved style whose file is damaged.
-        """
-        if name not in self.styles:
-            raise self.missing(name)
-        return self._between(self.codes[name], size)
-
-    def layer_code(self, name: str, size: int) -> StyleCode | None:
-        """The code at relu1_1 to relu3_1, joined; None where it is not known."""
-        return self._between(self.layers[name], size) if name in self.layers else None
-
-    def _between(self, rows: Tensor, size: int) -> StyleCode:
-        found = between(dict(zip(self.sizes, map(_code, rows), strict=True)), size)
-        if found is None:
-            raise OptionError(f"style size of a built-in style must be {self.sizes[0]} to {self.sizes[-1]}, got {size}")
-        return found
-
-
-def between(codes: Mapping[int, StyleCode], size: int) -> StyleCode | None:
-    """The code at a stroke size, interpolated over log(size) between those that there are; None outside of them."""
-    smaller = max((s for s in codes if s <= size), default=0)
-    larger = min((s for s in codes if s >= size), default=0)
-    if not smaller or not larger:
-        return None
-    if smaller == larger:
-        return codes[size]
-    return codes[smaller].lerp(codes[larger], math.log(size / smaller) / math.log(larger / smaller))
-
-
-def save_style(
-    name: str,
-    rows: Tensor,
-    gallery: StyleGallery,
-    encoder_sha256: str,
-    *,
-    overwrite: bool = False,
-    layers: Tensor | None = None,
-    learned: Mapping[int, StyleCode] | None = None,
-    about: Mapping[str, str] | None = None,
-) -> Path:
-    """Keep a user's style as one small file that :meth:`Weights.gallery` finds.
-
-    In float32: refining begins with its moments, and would lead from rounded ones to another picture.
-
-    Args:
-        name: letters, digits, ".", "_" and "-".
-        rows: (len(gallery.sizes), 2, C): γ and β measured at each size.
-        layers: (len(gallery.sizes), 2, ΣC): γ and β at relu1_1 to relu3_1.
-        learned: its codes for the CIN network, by stroke size; its sha256 is then in ``about`` as "cin_sha256".
-        about: what else is to be known of it.
-
-    Raises:
-        OptionError: for a name that is not allowed or taken.
-        WeightsError: if it cannot be written.
-    """
-    path = check_style_name(name, gallery, overwrite=overwrite)
-    metadata = {"name": name, "encoder_sha256": encoder_sha256, "sizes": json.dumps(gallery.sizes), **(about or {})}
-    tensors = {"code": rows.float()}
-    if layers is not None:
-        tensors["layers"] = layers.float()
-    for size, learned_code in (learned or {}).items():
-        tensors[f"cin.{size}"] = torch.stack([learned_code.gamma.flatten(), learned_code.beta.flatten()]).float()
-    try:
-        save_tensors(tensors, path, metadata)
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be written ({error.strerror or error})") from None
-    return path
-
-
-def check_style_name(name: str, gallery: StyleGallery, *, overwrite: bool = False) -> Path:
-    """Where a user's style of that name is kept; the folder is made.
-
-    Raises:
-        OptionError: for a name that is not allowed or taken.
-        WeightsError: if nothing can be written there.
-    """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
-        raise OptionError(
-            f"the name of a style is made of letters, digits, '.', '_' and '-' (at most 64), got {name!r}"
-        )
-    path = styles_folder() / f"{name}.safetensors"
-    if name in gallery.styles and not (overwrite and path.exists()):
-        raise OptionError(f"there is a style {name!r} already" + ("; --overwrite replaces it" if path.exists() else ""))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be written ({error.strerror or error})") from None
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise WeightsError(f"{path}: cannot be written")
-    return path
-
-
-def remove_style(name: str, gallery: StyleGallery) -> Path:
-    """Delete the file of a user's style, also of a damaged one, and tell where it was.
-
-    Raises:
-        OptionError: for a name that no saved style has.
-        WeightsError: if it cannot be deleted.
-    """
-    saved = {file.stem: file for file in sorted(styles_folder().glob("*.safetensors"))}
-    if name not in saved:
-        if name in gallery.styles:
-            raise OptionError(
-                f"the style {name!r} is built in; only saved ones can be removed: {', '.join(saved) or 'none'}"
-            )
-        raise unknown_name("saved style", name, saved)
-    try:
-        saved[name].unlink()
-    except OSError as error:
-        raise WeightsError(f"{saved[name]}: cannot be removed ({error.strerror or error})") from None
-    return saved[name]
-
-
-@dataclass(frozen=True)
-class _SavedStyle:
-    style: BuiltInStyle
-    code: Tensor
-    layers: Tensor | None
-    learned: dict[int, StyleCode]
-
-
-def _saved_style(file: Path, encoder_sha256: str, sizes: tuple[int, ...], cin_sha256: str | None) -> _SavedStyle | None:
-    """A user's style, and its learned codes; None for one that was measured with another encoder or at other sizes.
-
-    Codes that were learned for another CIN network are left out.
-    """
-    try:
-        tensors = load_file(file)
-        with safe_open(file, "pt") as stored:
-            about = stored.metadata() or {}
-        code, layers = tensors["code"], tensors.get("layers")
-        learned = {}
-        if about.get("cin_sha256") == cin_sha256:
-            learned = {int(k.removeprefix("cin.")): _code(v) for k, v in tensors.items() if k.startswith("cin.")}
-        style = BuiltInStyle(file.stem, file.stem, "", "", "saved by you", "")
-    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
-        raise WeightsError(f"{file}: not a saved style ({error}); remove it or save it again") from None
-    if about.get("encoder_sha256") != encoder_sha256 or about.get("sizes") != json.dumps(sizes):
-        return None
-    return _SavedStyle(style, code, layers, learned)
-
-
-def _code(rows: Tensor) -> StyleCode:
-    gamma, beta = rows.float().view(2, 1, -1, 1, 1)
-    return StyleCode(gamma, beta)
 
 
 def _filled(network: Network, tensors: dict[str, Tensor], folder: Path) -> Network:

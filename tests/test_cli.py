@@ -377,7 +377,10 @@ class TestSavedStyles:
         file.write_bytes(whole[:30])
         code, out, err = run("styles")
         assert code == 0 and "great-wave" in out and "mine" not in out
-        assert err.startswith(f"left out: {file}: not a saved style") and "remove it or save it again" in err
+        assert (
+            err.startswith(f"left out: {file}: not a saved style")
+            and "save it again, or styleapp styles remove mine" in err
+        )
         assert run("stylize", photo, "--style", "great-wave", "-o", tmp_path / "a.png", *SIZE)[0] == 0
         code, _, err = run("stylize", photo, "--style", "mine", "-o", tmp_path / "b.png", *SIZE)
         assert code == 1 and f"{file}: not a saved style" in err and not (tmp_path / "b.png").exists()

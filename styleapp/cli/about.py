@@ -74,7 +74,8 @@ def styles_save(
 def styles_remove(name: Annotated[str, typer.Argument(help="A style that was saved or learned.")]) -> None:
     """Delete a style that was saved: its file, and with it its name."""
     with errors_told():
-        from styleapp.weights import Weights, remove_style
+        from styleapp.gallery import remove_style
+        from styleapp.weights import Weights
 
         typer.echo(f"{remove_style(name, Weights().gallery())}  removed")
 
@@ -89,9 +90,10 @@ def info(as_json: Json = False) -> None:
 
         from styleapp.codes import codes_folder
         from styleapp.devices import find_precision
+        from styleapp.gallery import styles_folder
         from styleapp.kernels import convolve, work
         from styleapp.process import tune_process
-        from styleapp.weights import Weights, styles_folder, weights_folder
+        from styleapp.weights import Weights, weights_folder
 
         tune_process()
 

@@ -21,12 +21,12 @@ from PIL import Image
 
 from styleapp.errors import OptionError, StyleError, unknown_name
 from styleapp.files import frames_in, save_picture
+from styleapp.gallery import BuiltInStyle
 from styleapp.images import Metadata, Picture, from_pil, on_white, to_pil
 from styleapp.memory import release_freed_memory, resident
 from styleapp.options import Options
 from styleapp.pipeline import Style, StyleTransfer
 from styleapp.web.together import Progress, Together
-from styleapp.weights import BuiltInStyle
 
 __all__ = ["BUSY", "FORMATS", "PREVIEW", "Progress", "Service", "caption", "settings_of", "shown", "told"]
 

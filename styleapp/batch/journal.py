@@ -16,6 +16,7 @@ from typing import Any, TextIO
 
 from styleapp.batch.plan import JOURNAL, Job, is_file, output_key
 from styleapp.errors import ImageError, OptionError
+from styleapp.gallery import styles_folder
 from styleapp.options import Options
 
 __all__ = ["JOURNAL", "Journal", "Summary", "journal_of", "read_journal", "settings_hash", "style_hash", "summarize"]
@@ -209,13 +210,19 @@ def _lock(file: TextIO) -> bool:
     return True
 
 
-@functools.cache
 def style_hash(style: str) -> str:
-    """Of the file of a painting; "" for a built-in style, or a file that is not there."""
+    """Of the file of a painting, or of a style that was saved; "" for a built-in one, or a file that is not there."""
+    path = Path(style) if is_file(style) else styles_folder() / f"{style}.safetensors"
     try:
-        return hashlib.sha256(Path(style).read_bytes()).hexdigest()[:16] if is_file(style) else ""
+        found = path.stat()
+        return _digest(path, found.st_mtime_ns, found.st_size)
     except OSError:
         return ""
+
+
+@functools.cache
+def _digest(path: Path, changed: int, size: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def settings_hash(options: Options, precision: str, quality: int, encoder: str) -> str:

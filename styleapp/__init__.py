@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from styleapp.pipeline import StyleTransfer
 
 __all__ = ["StyleError", "StyleTransfer", "__version__"]
-__version__ = "0.19.0"
+__version__ = "0.20.0"
 
 
 def __getattr__(name: str) -> Any:

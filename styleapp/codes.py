@@ -43,14 +43,14 @@ class CodeKey:
         painting: of :func:`digest_of`; of a saved style, of which there is no painting, of its moments.
         style_size: short side at which it is measured.
         network: what identifies the weights.
-        refine: steps.
+        refine: steps; None for as many as it needs.
         arithmetic: device, precision and version of the program.
     """
 
     painting: str
     style_size: int
     network: str
-    refine: int
+    refine: int | None
     arithmetic: str
 
     @property

@@ -76,7 +76,7 @@ class Options:
             photo as it is).
         refine: gradient steps on the code of a painting that the network has not learned, once for each painting:
             nearer to it for a sixth (AdaIN) or a fifth of a second (CIN) a step on two CPU cores with bfloat16. 0 for
-            none; by default 16 for cin and 40 for adain.
+            none; by default 16 for cin, and for adain 24, or 60 where a painting is far off.
         tile: auto (as large as memory allows, on a CPU of large photos as large as is quick), off (the photo in one
             piece), or the longest side of a tile in pixels. The result is the same.
         max_memory: what the process may occupy in all, such as 2GB; by default half of what is free.

@@ -140,7 +140,7 @@ class Styles:
         if network.probes is not None:
             files.append(CIN if network.conditional else DECODER)
         checksums = " ".join(map(self.networks.checksum, files))
-        steps = network.steps(refine)
+        steps = 0 if network.probes is None else refine
         return CodeKey(digest, style_size, f"{checksums} {network.code_channels}", steps, self.arithmetic)
 
     def _named_code(

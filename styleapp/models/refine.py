@@ -26,7 +26,7 @@ def refined(
     wanted: Sequence[StyleCode],
     photos: Sequence[Tensor],
     *,
-    steps: int,
+    steps: int | Callable[[float], int],
     lr: float = 0.05,
     style_weight: float = 1.0,
     grid_weight: float = 0.0,
@@ -48,6 +48,7 @@ def refined(
         code: (N, C, 1, 1), each refined by itself.
         wanted: codes of the N paintings at relu1_1, relu2_1, relu3_1, relu4_1.
         photos: (1, 3, H, W) each, in [0,1], sides of at least ``stylizer.min_size``; taken in turn.
+        steps: how many; or how many for the style loss of the first picture, at most over N, at least one.
         grid_weight: of :func:`styleapp.models.losses.grid_loss`, which many steps of the style loss alone make rise.
         damping: at 0 all channels move alike, also those that hardly matter and whose sign is an accident of rounding;
             at 1 these hardly move, and bfloat16 finds nearly what float32 does.
@@ -63,18 +64,21 @@ def refined(
         unit: Tensor | None = None
         units, looks = None, []
         with torch.no_grad():  # each photo is encoded once
-            for photo in photos[:steps]:
+            for photo in photos if callable(steps) else photos[:steps]:
                 features, skips = stylizer.encode(photo.clone())
                 units = units or _units(stylizer, first, features, skips)
                 target = stylizer.apply_code(features, wanted[-1])
                 looks.append((_painter(stylizer, first, photo.clone(), features, skips), target))
         assert units is not None
-        for step in range(steps):
+        step, count = 0, 1 if callable(steps) else steps
+        while step < count:
             for group in optimizer.param_groups:
-                group["lr"] = lr * (1 - step / steps)
+                group["lr"] = lr * (1 - step / count)
             painter, target = looks[step % len(looks)]
             picture = painter(_changed(first, a, b, units))
             content, style = _losses(stylizer, picture, target, wanted)
+            if step == 0 and callable(steps):
+                count = steps(float(style.detach().max()))
             loss = content + style_weight * style
             if grid_weight:
                 loss = loss + grid_weight * grid_loss(picture)
@@ -83,8 +87,9 @@ def refined(
                 unit = gradient.square().mean((0, 2), keepdim=True).sqrt().clamp_min(1e-8)
             a.grad, b.grad = gradient / unit
             optimizer.step()
+            step += 1
             if progress is not None:
-                progress(step + 1, float(loss.detach().mean()), _copy(_changed(first, a, b, units)))
+                progress(step, float(loss.detach().mean()), _copy(_changed(first, a, b, units)))
         return _copy(_changed(first, a, b, units))
 
 

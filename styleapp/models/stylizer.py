@@ -29,11 +29,11 @@ on disk by the version of StyleApp: change these only with it.
 TOLD_REFINEMENT = {"lr": 0.035, "style_weight": 12.0, "damping": 1.5, "grid_weight": 60.0}
 """The same of what an AdaIN decoder is told; with more of the probes' style loss to gain, it would draw meshes."""
 
-CODE_STEPS, TOLD_STEPS = 16, 40
-"""Of each, unless so many are asked for.
+CODE_STEPS, TOLD_STEPS, FAR_STEPS = 16, 24, 60
+"""Of each, unless so many are asked for; and of what an AdaIN decoder is told of a painting whose style loss is above
+:data:`FAR` as predicted. With more steps only such ones get nearer."""
 
-From 16 to 24 CIN's style loss falls by a hundredth; AdaIN's from 24 to 40 by a thirtieth, nearly all of it of posters.
-"""
+FAR = 0.5
 
 KEPT_DECODERS = 8
 """For how many codes a decoder in integers is kept; each takes about 4 MB."""
@@ -64,6 +64,10 @@ class StyleCode:
             keep = 1 - weight
             return StyleCode(self.gamma * keep + other.gamma * weight, self.beta * keep + other.beta * weight)
         return StyleCode.mix([self, other], [1 - weight, weight])
+
+    def each(self) -> list[StyleCode]:
+        """The N codes, one by one."""
+        return [StyleCode(gamma, beta) for gamma, beta in zip(self.gamma.split(1), self.beta.split(1), strict=True)]
 
     def to(self, device: torch.device | str) -> StyleCode:
         """The same code on another device."""
@@ -240,23 +244,31 @@ class Stylizer(nn.Module):
         return None if self.shifts is None else self.shifts.probes
 
     def steps(self, refine: int | None) -> int:
-        """How many steps codes are refined by, for so many asked for; None for as many as this network gains by."""
+        """How many steps codes are refined by at most, for so many asked for; None for as many as they gain by."""
         if self.probes is None:
             return 0
-        return refine if refine is not None else CODE_STEPS if self.conditional else TOLD_STEPS
+        return refine if refine is not None else CODE_STEPS if self.conditional else FAR_STEPS
 
     def _refined(
         self, code: StyleCode, seen: Sequence[StyleCode], refine: int | None, refining: Callable[[], None]
     ) -> StyleCode:
-        steps, probes = self.steps(refine), self.probes
-        if not steps or probes is None:
+        count, probes = self.steps(refine), self.probes
+        if not count or probes is None:
             return code
         options = REFINEMENT if self.conditional else TOLD_REFINEMENT
+        own = refine is None and not self.conditional  # each takes as many steps as it needs
+        if own and len(code.gamma) > 1:
+            alone = zip(code.each(), zip(*(c.each() for c in seen), strict=True), strict=True)
+            found = [self._refined(one, of_one, refine, refining) for one, of_one in alone]
+            return StyleCode(torch.cat([c.gamma for c in found]), torch.cat([c.beta for c in found]))
+
+        def needed(style: float) -> int:
+            return FAR_STEPS if style > FAR else TOLD_STEPS
 
         def done(step: int, loss: float, code: StyleCode) -> None:
             refining()
 
-        return refined(self, code, seen, probes.split(1), steps=steps, **options, progress=done)
+        return refined(self, code, seen, probes.split(1), steps=needed if own else count, **options, progress=done)
 
     def told(self, parts: Mapping[str, StyleCode | Tensor], alpha: float | Tensor = 1.0) -> dict[str, Tensor]:
         """What the decoder's convolutions get besides, by their names, for the parts of a code: α · β, (N, C, 1, 1)."""
@@ -404,7 +416,7 @@ class Stylizer(nn.Module):
         first, *inside = self.norms
         full = inside and isinstance(alpha, (int, float)) and alpha == 1
         if full and not exact and self.int8 is not None:
-            each = [StyleCode(*part) for part in zip(code.gamma.split(1), code.beta.split(1), strict=True)]
+            each = code.each()
             decoders = [found for one in each if (found := self.int8_decoder(one)) is not None]
             if len(decoders) == len(each):
                 return self._in_integers(features, decoders, skips or {}, seen)

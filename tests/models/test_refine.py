@@ -7,7 +7,7 @@ from conftest import TINY_VGG, alive
 from styleapp.models import CodePredictor, Decoder, Encoder, ShiftPredictor, StyleCode, Stylizer
 from styleapp.models.losses import grid_loss
 from styleapp.models.refine import code_losses, refined
-from styleapp.models.stylizer import TOLD_REFINEMENT
+from styleapp.models.stylizer import FAR_STEPS, TOLD_REFINEMENT
 
 
 @pytest.fixture
@@ -197,9 +197,36 @@ class TestTold:
         assert equal(found, told.predicted(wanted, refine=3)) and not equal(found, predicted)
         with torch.inference_mode():
             assert equal(told.measure(paintings, refine=3), found)
-        assert [told.steps(n) for n in (0, 3, None)] == [0, 3, 40]
+        assert [told.steps(n) for n in (0, 3, None)] == [0, 3, FAR_STEPS]
         told.shifts = None
         assert told.steps(3) == 0 and told.probes is None and told.measure(paintings, refine=3).num_channels == 16
+
+    @pytest.mark.parametrize(("bound", "steps"), [(0.0, 5), (1e9, 2)])
+    def test_what_is_far_off_takes_more_steps(self, told, paintings, monkeypatch, bound, steps):
+        """Each painting its own, whatever is measured beside it."""
+        for name, value in (("TOLD_STEPS", 2), ("FAR_STEPS", 5), ("FAR", bound)):
+            monkeypatch.setattr(f"styleapp.models.stylizer.{name}", value)
+        wanted, taken = wanted_of(told, paintings), []
+        found = told.predicted(wanted, None, lambda: taken.append(1))
+        assert len(taken) == steps * len(paintings)
+        each = zip(told.predicted(wanted).each(), zip(*(c.each() for c in wanted), strict=True), strict=True)
+        probes = told.probes.split(1)
+        alone = [refined(told, one, of_one, probes, steps=steps, **TOLD_REFINEMENT) for one, of_one in each]
+        assert equal(found, StyleCode(torch.cat([c.gamma for c in alone]), torch.cat([c.beta for c in alone])))
+
+    def test_steps_may_depend_on_the_first_picture(self, told, paintings):
+        asked: list[float] = []
+        wanted, code = wanted_of(told, paintings), told.measure(paintings)
+        photo = told.probes[:1]
+
+        def steps(style: float) -> int:
+            asked.append(style)
+            return 4
+
+        found = refined(told, code, wanted, [photo], steps=steps)
+        assert equal(found, refined(told, code, wanted, [photo], steps=4))
+        style = code_losses(told, photo, told.encode(photo), code, wanted)[1]
+        assert asked == pytest.approx([float(style.max())], rel=1e-4)
 
     def test_codes_are_told_apart(self, told, network, paintings):
         """The two may have as many channels."""

@@ -26,7 +26,7 @@ The best of a few tried: more style weight costs content, less damping lets bflo
 on disk by the version of StyleApp: change these only with it.
 """
 
-TOLD_REFINEMENT = {"lr": 0.035, "style_weight": 12.0, "damping": 1.5, "grid_weight": 60.0}
+TOLD_REFINEMENT = {"lr": 0.035, "style_weight": 10.0, "damping": 1.5, "grid_weight": 60.0}
 """The same of what an AdaIN decoder is told; with more of the probes' style loss to gain, it would draw meshes."""
 
 CODE_STEPS, TOLD_STEPS, FAR_STEPS = 16, 24, 60
